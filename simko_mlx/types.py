@@ -9,7 +9,7 @@ that loaded Metal would cost memory and a second of start-up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -116,7 +116,3 @@ def require(condition: bool, message: str) -> None:
     """Raises UserError(message) unless the condition holds."""
     if not condition:
         raise UserError(message)
-
-
-def first(items: Sequence[Any], default: Any = None) -> Any:
-    return items[0] if items else default

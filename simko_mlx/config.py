@@ -1,0 +1,268 @@
+"""The configuration of a run: one source of defaults, the dataclasses below.
+
+Every key is either *semantic* (it decides what is computed; a run can't be resumed with another
+value) or *execution* (how fast, in which pieces, how often saved; it may change on resume).
+Reading files, environment and flags is in ``config_sources.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_type_hints
+
+from simko_mlx.types import require
+
+
+def execution(default: Any) -> Any:
+    """A field that doesn't change what is computed, so that a resumed run may change it."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"execution": True})
+    return field(default=default, metadata={"execution": True})
+
+
+@dataclass
+class LoraParameters:
+    """As mlx-lm's ``lora_parameters``: ``scale`` multiplies directly; ``keys`` None means all."""
+
+    rank: int = 8
+    scale: float = 20.0
+    dropout: float = 0.0
+    keys: list[str] | None = None
+
+
+@dataclass
+class PolicyConfig:
+    fine_tune_type: Literal["lora", "full"] = "lora"
+    num_layers: int = -1  # from the last layer backwards; 0 or less means all, as in mlx-lm
+    lora_parameters: LoraParameters = field(default_factory=LoraParameters)
+    adapter_path: str | None = None  # start from this mlx-lm adapter
+
+
+@dataclass
+class PromptConfig:
+    template: str = "{prompt}"  # wraps the last user message
+    system: str | None = None
+    chat: Literal["auto", "always", "never"] = "auto"  # auto: when the tokenizer has a template
+    thinking: bool = False
+    date: str | None = None  # YYYY-MM-DD for templates that insert today's; None: the start's
+    too_long: Literal["refuse", "drop"] = "refuse"
+    max_length: int | None = None  # tokens; None: the context less max_completion_length
+
+
+@dataclass
+class DataConfig:
+    source: str = "countdown"  # countdown | jsonl | parquet | package.module:function
+    path: str | None = None
+    eval_path: str | None = None  # None: `heldout` rows are held out of `path` by a hash
+    heldout: int = 100
+    prompt: str = "prompt"  # dotted paths into a row, e.g. reward_model.ground_truth
+    answer: str = "answer"
+    id: str | None = None  # None: a hash of prompt and answer
+    bad_rows: Literal["refuse", "drop"] = "refuse"
+    limit: int | None = None  # read at most this many rows
+    size: int = 1000  # problems to generate, for generators
+    seed: int = 7  # of the generator
+
+
+@dataclass
+class VerifierConfig:
+    name: str = "countdown"  # countdown | number | exact | package.module:function
+    correct_at: float = 1.0  # a user function's reward from here on counts as correct
+    timeout: float = execution(10.0)  # seconds for one completion
+    workers: int = execution(1)
+
+
+@dataclass
+class RolloutConfig:
+    problems_per_step: int = 8
+    group_size: int = 8
+    max_completion_length: int = 256
+    temperature: float = 1.0
+    batch_size: int = execution(64)  # completions decoded side by side
+    prefill_chunk: int = execution(512)  # prompt tokens per forward pass
+
+
+@dataclass
+class AdvantageConfig:
+    scale_rewards: bool = True  # divide by the group's standard deviation
+
+
+@dataclass
+class LossConfig:
+    name: str = "simko"  # simko | grpo | package.module:function
+    alpha: float = 0.01  # share of the gradient spread over the top-K (authors: mix_topk_coef)
+    simko_k: int = 3
+    entropy_quantile: float = 0.8  # authors: tau
+    rank1_penalty: float = 1.1  # authors: lambda_top1
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl_coef: float = 0.0  # weight of the k3 estimate of KL(policy || base); needs LoRA
+    mask_truncated_completions: bool = False
+
+
+@dataclass
+class OptimConfig:
+    learning_rate: float = 1e-5
+    lr_schedule: dict[str, Any] | None = None  # as mlx-lm: name, arguments, warmup, warmup_init
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float | None = 1.0
+    minibatches: int = 1  # updates that a rollout batch is split into
+    num_iterations: int = 1  # times that a rollout batch is gone through
+
+
+@dataclass
+class EvalConfig:
+    problems: int = execution(100)
+    n: int = execution(16)  # completions per problem; at least twice the largest k
+    k: list[int] = execution([1, 2, 4, 8])
+    temperature: float = execution(1.0)
+    every: int = execution(0)  # steps between small evaluations; 0: only before and after
+    every_problems: int = execution(32)
+    every_n: int = execution(4)
+    budget_minutes: float = execution(10.0)  # for all evaluations of a run; fewer problems fit
+    metric: str = execution("pass@1")  # decides which checkpoint is the best
+    before: bool = execution(True)
+    after: bool = execution(True)
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = execution(25)
+    keep: int = execution(2)
+
+
+@dataclass
+class Config:
+    model: str = "embedded"  # embedded | a folder | a Hugging Face Hub id
+    seed: int = 0
+    steps: int = execution(100)
+    output_dir: str | None = execution(None)  # None: runs/<recipe>-<date>-<time>
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    verifier: VerifierConfig = field(default_factory=VerifierConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+
+def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+    """(dotted key, field, value) of every key of a config, in the order of declaration."""
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name, item, value
+
+
+def key_types(cls: type = Config, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> type of every key that a config can have."""
+    types: dict[str, Any] = {}
+    for name, hint in get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            types.update(key_types(hint, f"{prefix}{name}."))  # type: ignore[arg-type]
+        else:
+            types[prefix + name] = hint
+    return types
+
+
+def semantic(config: Config) -> dict[str, Any]:
+    """The keys that decide what is computed."""
+    return {key: value for key, item, value in leaves(config) if not item.metadata}
+
+
+def semantic_hash(config: Config) -> str:
+    text = json.dumps(semantic(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def set_key(config: Config, key: str, value: Any) -> None:
+    """Sets a dotted key that is known to exist."""
+    *parents, last = key.split(".")
+    node: Any = config
+    for parent in parents:
+        node = getattr(node, parent)
+    setattr(node, last, value)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def _positive(config: Config) -> None:
+    """Each numeric range, with the key's own name in the message."""
+    values = {key: value for key, _, value in leaves(config)}
+    at_least = {
+        "steps": 1, "seed": 0, "policy.lora_parameters.rank": 1, "data.heldout": 0, "data.size": 1,
+        "verifier.workers": 1, "rollout.problems_per_step": 1, "rollout.group_size": 2,
+        "rollout.max_completion_length": 1, "rollout.batch_size": 1, "rollout.prefill_chunk": 1,
+        "loss.simko_k": 1, "loss.rank1_penalty": 0, "loss.kl_coef": 0, "loss.clip_low": 0,
+        "loss.clip_high": 0, "optim.learning_rate": 0, "optim.weight_decay": 0,
+        "optim.minibatches": 1, "optim.num_iterations": 1, "eval.problems": 1, "eval.n": 2,
+        "eval.every": 0, "eval.every_problems": 1, "eval.every_n": 2, "checkpoint.every": 1,
+        "checkpoint.keep": 1, "eval.budget_minutes": 0, "data.limit": 1, "prompt.max_length": 1,
+    }  # fmt: skip
+    for key, low in at_least.items():
+        value = values[key]
+        require(value is None or value >= low, f"{key} is {value}: it must be at least {low}.")
+    for key in ("rollout.temperature", "eval.temperature", "verifier.timeout", "optim.eps"):
+        require(values[key] > 0, f"{key} is {values[key]}: it must be greater than 0.")
+    norm = values["optim.max_grad_norm"]
+    require(norm is None or norm > 0, f"optim.max_grad_norm is {norm}: use a positive norm or null.")
+    for key in ("loss.alpha", "loss.entropy_quantile", "policy.lora_parameters.dropout"):
+        require(0 <= values[key] <= 1, f"{key} is {values[key]}: it must lie between 0 and 1.")
+
+
+def validate(config: Config) -> None:
+    """Checks ranges and what must hold between keys.
+
+    Raises:
+        UserError: one sentence that names the key, its value and the fix.
+    """
+    _positive(config)
+    rollout, optim, evaluation = config.rollout, config.optim, config.eval
+    require(
+        len(optim.betas) == 2 and all(0 <= b < 1 for b in optim.betas),
+        f"optim.betas is {optim.betas}: give two numbers from 0 up to, not including, 1.",
+    )
+    require(
+        rollout.problems_per_step >= optim.minibatches,
+        f"optim.minibatches is {optim.minibatches} but a step has only "
+        f"{rollout.problems_per_step} problems: lower it or raise rollout.problems_per_step.",
+    )
+    validate_k(evaluation.k, evaluation.n)
+    require(
+        config.loss.kl_coef == 0 or config.policy.fine_tune_type == "lora",
+        "loss.kl_coef needs the base model, which full fine-tuning overwrites: set it to 0 or "
+        "policy.fine_tune_type to lora.",
+    )
+    known = [f"pass@{k}" for k in evaluation.k]
+    require(
+        evaluation.metric in known,
+        f"eval.metric is {evaluation.metric!r}: choose one of {', '.join(known)}.",
+    )
+    if config.data.source in ("jsonl", "parquet"):
+        require(
+            config.data.path is not None,
+            f"data.source is {config.data.source} but data.path is not set: name the file.",
+        )
+
+
+def validate_k(ks: list[int], n: int) -> None:
+    """pass@k from n completions is only an estimate worth printing when n >= 2k."""
+    require(bool(ks) and all(k >= 1 for k in ks), f"k is {ks}: give at least one number from 1 up.")
+    require(
+        n >= 2 * max(ks),
+        f"pass@{max(ks)} needs n >= {2 * max(ks)} completions per problem and n is {n}: raise n or "
+        "drop that k.",
+    )
