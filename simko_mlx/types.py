@@ -76,17 +76,17 @@ class ScoredGroup:
 
 
 class TokenBatch(NamedTuple):
-    """One microbatch of B completions, right-padded; prompt and completion share one row.
+    """One microbatch: the B completions of one problem, right-padded to T tokens.
 
-    ``input_ids`` (B, S) int32; ``completion_index`` (B, T) int32 positions in the row whose
-    hidden state predicts each completion token; ``tokens`` (B, T) int32; ``loss_mask`` (B, T)
-    float32; ``advantages`` (B,) float32; ``correct`` (B,) bool; ``old_logprobs`` and
-    ``ref_logprobs`` (B, T) float32 or None; ``normalizer`` the number of completion tokens of
-    the whole update, over all of its microbatches.
+    ``input_ids`` (B, P + T - 1) int32, prompt then completion without its last token, so that the
+    outputs at P - 1 and after predict ``tokens`` (B, T) int32; ``prompt_length`` is P;
+    ``loss_mask`` (B, T) float32; ``advantages`` (B,) float32; ``correct`` (B,) bool;
+    ``normalizer`` the number of completion tokens of the whole update, over all of its
+    microbatches; ``old_logprobs`` and ``ref_logprobs`` (B, T) float32, or None.
     """
 
     input_ids: mx.array
-    completion_index: mx.array
+    prompt_length: int
     tokens: mx.array
     loss_mask: mx.array
     advantages: mx.array

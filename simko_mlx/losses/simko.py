@@ -123,7 +123,7 @@ def simko_loss(
     mask = (mask > 0).astype(mx.float32)
     batch = TokenBatch(
         input_ids=tokens,
-        completion_index=tokens,
+        prompt_length=1,
         tokens=tokens,
         loss_mask=mask,
         advantages=advantages.astype(mx.float32),

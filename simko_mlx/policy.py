@@ -1,0 +1,279 @@
+"""The policy: a base model of mlx-lm with a LoRA adapter (or all of its weights) to train.
+
+LoRA weights and, with ``fine_tune_type: full``, all weights are float32: updates of 1e-5 would
+vanish in bfloat16. The reference policy is the base model itself, with LoRA switched off.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import safetensors
+import safetensors.numpy
+from mlx.utils import tree_flatten, tree_map
+from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
+from mlx_lm.utils import (
+    DEFAULT_ALLOW_PATTERNS,
+    get_total_parameters,
+    load_model,
+    load_tokenizer,
+)
+
+from simko_mlx.config import Config, to_dict
+from simko_mlx.kernels import HeadStatistics, logit_statistics
+from simko_mlx.prompts import PromptEncoder, stop_tokens
+from simko_mlx.types import TokenBatch, UserError, require
+
+EMBEDDED = Path(__file__).parent / "assets" / "countdown_tiny"
+
+
+class Policy:
+    """A loaded model with its tokenizer, prompts, stop tokens and trainable parameters."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, path: Path, config: Config):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.path = path
+        self.config = config
+        self.prompts = PromptEncoder(tokenizer, config.prompt)
+        self.stop_tokens = stop_tokens(tokenizer, path)
+        self.context = _context_length(path)
+        self.adapter_config: dict[str, Any] = {}
+
+    @property
+    def max_prompt_length(self) -> int | None:
+        """Prompt tokens that leave room for a whole completion; None where nothing limits them."""
+        limits = [self.config.prompt.max_length]
+        if self.context is not None:
+            limits.append(self.context - self.config.rollout.max_completion_length)
+        known = [limit for limit in limits if limit is not None]
+        return max(0, min(known)) if known else None
+
+    @property
+    def parameters(self) -> int:
+        return int(get_total_parameters(self.model))
+
+    @property
+    def trainable(self) -> int:
+        return sum(v.size for _, v in tree_flatten(self.model.trainable_parameters()))
+
+    def statistics(self, batch: TokenBatch, *, simko_k: int, temperature: float) -> HeadStatistics:
+        """Statistics (B, T) of the batch's completion tokens under the current weights."""
+        rows, width = batch.tokens.shape
+        logits = self.model(batch.input_ids)[:, batch.prompt_length - 1 :]
+        flat = logits.reshape(rows * width, -1)
+        stats = logit_statistics(
+            flat, batch.tokens.reshape(-1), simko_k=simko_k, temperature=temperature
+        )
+        return stats.reshape(rows, width)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """The base model for the length of the block: every LoRA scale is 0."""
+        layers = [m for m in self.model.modules() if "lora_a" in m]
+        scales = [m.scale for m in layers]
+        for layer in layers:
+            layer.scale = 0.0
+        try:
+            yield
+        finally:
+            for layer, scale in zip(layers, scales, strict=True):
+                layer.scale = scale
+
+    def trainable_arrays(self) -> dict[str, np.ndarray]:
+        """Name -> float32 array of everything that trains, as mlx-lm names it."""
+        flat = tree_flatten(self.model.trainable_parameters())
+        return {name: np.array(value.astype(mx.float32)) for name, value in flat}
+
+    def adapter_files(self) -> dict[str, bytes]:
+        """The two files of an adapter as ``mlx_lm.load(adapter_path=...)`` reads them."""
+        weights = safetensors.numpy.save(self.trainable_arrays(), metadata={"format": "mlx"})
+        text = json.dumps(self.adapter_config, indent=2)
+        return {"adapters.safetensors": weights, "adapter_config.json": text.encode() + b"\n"}
+
+
+def load_policy(config: Config, *, adapter: Path | None = None) -> Policy:
+    """Loads the model and makes it trainable.
+
+    Args:
+        config: model, policy, prompt and rollout sections are read.
+        adapter: start from this adapter folder; default ``policy.adapter_path``.
+
+    Raises:
+        UserError: one sentence that names the path or key and the fix.
+    """
+    path = find_model(config.model)
+    model, tokenizer = _load(path, config.model)
+    policy = Policy(model, tokenizer, path, config)
+    if adapter is None and config.policy.adapter_path is not None:
+        adapter = Path(config.policy.adapter_path).expanduser()
+    mx.random.seed(config.seed)
+    model.freeze()
+    if adapter is not None:
+        policy.adapter_config = _start_from(model, adapter, config)
+    else:
+        policy.adapter_config = _new_adapter(model, config)
+    _make_trainable(policy)
+    mx.eval(model.parameters())
+    model.eval()
+    require(
+        policy.trainable > 0,
+        "Nothing would train: policy.lora_parameters.keys matches no layer of this model.",
+    )
+    return policy
+
+
+def load_base(config: Config) -> Policy:
+    """The base model alone, to evaluate."""
+    path = find_model(config.model)
+    model, tokenizer = _load(path, config.model)
+    return Policy(model, tokenizer, path, config)
+
+
+def find_model(name: str) -> Path:
+    """The local folder of a model, downloaded from the Hub if need be.
+
+    Raises:
+        UserError: the folder is no model, or the Hub has none of that name or can't be reached.
+    """
+    if name == "embedded":
+        return EMBEDDED
+    path = Path(name).expanduser()
+    if not path.exists():
+        looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
+        require(not looks_local, f"model is {name!r}: there is no such folder.")
+        path = _from_hub(name)
+    require(path.is_dir(), f"model is {name!r}: it must be a folder, as mlx_lm.convert makes it.")
+    require(
+        (path / "config.json").is_file(), f"model is {name!r}: that folder has no config.json."
+    )
+    weights = sorted(path.glob("model*.safetensors"))
+    require(bool(weights), f"model is {name!r}: that folder has no model*.safetensors.")
+    for file in weights:
+        check_safetensors(file)
+    return path
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=DEFAULT_ALLOW_PATTERNS))
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"model {name} is gated: accept its licence on the Hub, then run `hf auth login`."
+        ) from error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        raise UserError(
+            f"model is {name!r}: there is neither such a folder nor such a model on the Hub "
+            "(a private one needs `hf auth login`)."
+        ) from error
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"model {name} is not on this machine and the Hub can't be reached: check the network, "
+            "or give the path of a downloaded model."
+        ) from error
+
+
+def check_safetensors(path: Path) -> None:
+    """Refuses a malformed file; MLX would load some of them, with wrong values.
+
+    Raises:
+        UserError: the file can't be read whole.
+    """
+    try:
+        with safetensors.safe_open(path, framework="np"):
+            pass
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}): download or convert the model again."
+        ) from error
+
+
+def _load(path: Path, name: str) -> tuple[nn.Module, Any]:
+    try:
+        model, config = load_model(path)
+        return model, load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
+    except (ValueError, KeyError, TypeError, OSError, AttributeError, RuntimeError) as error:
+        # mlx-lm lets whatever its model files raise come through.
+        text = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"mlx-lm can't load the model {name}: {text}.") from error
+
+
+def _context_length(path: Path) -> int | None:
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    for section in (config, config.get("text_config") or {}):
+        for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
+            if isinstance(section.get(key), int):
+                return section[key]
+    return None
+
+
+def _is_quantized(model: nn.Module) -> bool:
+    return any(hasattr(m, "bits") for m in model.modules())
+
+
+def _new_adapter(model: nn.Module, config: Config) -> dict[str, Any]:
+    policy = config.policy
+    require(
+        policy.fine_tune_type == "lora" or not _is_quantized(model),
+        "policy.fine_tune_type is full but the model is quantised: use lora, or a model that is "
+        "not quantised.",
+    )
+    if policy.fine_tune_type == "lora":
+        try:
+            linear_to_lora_layers(model, policy.num_layers, to_dict(policy.lora_parameters))
+        except ValueError as error:
+            raise UserError(f"policy.lora_parameters does not fit this model: {error}.") from error
+    return {
+        "fine_tune_type": policy.fine_tune_type,
+        "model": config.model,
+        "num_layers": policy.num_layers,
+        "lora_parameters": to_dict(policy.lora_parameters),
+    }
+
+
+def _start_from(model: nn.Module, adapter: Path, config: Config) -> dict[str, Any]:
+    for name in ("adapter_config.json", "adapters.safetensors"):
+        require((adapter / name).is_file(), f"{adapter} is not an mlx-lm adapter: it has no {name}.")
+    check_safetensors(adapter / "adapters.safetensors")
+    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    kind = settings.get("fine_tune_type", "lora")
+    require(
+        kind == config.policy.fine_tune_type,
+        f"{adapter} is a {kind} adapter but policy.fine_tune_type is "
+        f"{config.policy.fine_tune_type}: set it to {kind}, or start from another adapter.",
+    )
+    try:
+        load_adapters(model, str(adapter))
+    except (ValueError, KeyError, AttributeError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise UserError(f"{adapter} does not fit the model {config.model}: {text}.") from error
+    return {**settings, "model": config.model}
+
+
+def _make_trainable(policy: Policy) -> None:
+    """Unfreezes what trains and makes it float32."""
+    model = policy.model
+    if policy.config.policy.fine_tune_type == "full":
+        # Mixed types would promote activations back and forth; full tuning is for small models.
+        floats = tree_map(
+            lambda a: a.astype(mx.float32) if mx.issubdtype(a.dtype, mx.floating) else a,
+            model.parameters(),
+        )
+        model.update(floats)
+        layers = policy.config.policy.num_layers
+        if layers <= 0:
+            model.unfreeze()
+        else:
+            for layer in model.layers[-layers:]:
+                layer.unfreeze()
+    else:
+        model.update(tree_map(lambda a: a.astype(mx.float32), model.trainable_parameters()))
