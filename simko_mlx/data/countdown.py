@@ -1,7 +1,7 @@
-"""Strategy-Countdown, the embedded world: three digits, a target, one of three orders to take them in.
+"""Strategy-Countdown, the embedded world: three digits, a target, three orders to choose from.
 
 A prompt gives digits a, b, c and a target. The response names a strategy, which fixes the order of
-the digits (L = a, b, c; R = c, b, a; O = a, c, b), and then computes one running chain in that order:
+the digits (L = a, b, c; R = c, b, a; O = a, c, b), and then computes one running chain:
 
     prompt    3 5 2 > 16 :
     response  L 3 + 5 = 8 * 2 = 16
@@ -14,6 +14,7 @@ the number available is known, and the chance level of each is exact. Pure Pytho
 """
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -27,7 +28,7 @@ OPERATORS = ("+", "-", "*")
 LIMIT = 99  # every value of a chain lies within 0..LIMIT: one vocabulary entry per number
 SPLITS = ("train", "heldout")
 HELDOUT_ONE_IN = 10
-EQUAL_MIXTURE: Mapping[str, float] = {strategy: 1.0 for strategy in STRATEGIES}
+EQUAL_MIXTURE: Mapping[str, float] = dict.fromkeys(STRATEGIES, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +144,9 @@ def generate(
 
 def capacity(split: str) -> int:
     """The largest size that `generate` can deliver from a split with the equal mixture."""
-    pools = [sum(p.strategy == strategy for p in puzzles(split)) for strategy in STRATEGIES]
-    size = len(STRATEGIES) * min(pools)
-    while all(n <= pool for n, pool in zip(_counts(size + 1, EQUAL_MIXTURE).values(), pools)):
+    pools = Counter(puzzle.strategy for puzzle in puzzles(split))
+    size = len(STRATEGIES) * min(pools.values())
+    while all(count <= pools[s] for s, count in _counts(size + 1, EQUAL_MIXTURE).items()):
         size += 1
     return size
 
