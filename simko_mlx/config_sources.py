@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from simko_mlx.types import UserError, require
 
 ENV_PREFIX = "SIMKO_MLX__"
 DEFAULT_RECIPE = "countdown-tiny"
+EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 # What people who come from mlx-lm, TRL or the paper's code try first.
 ELSEWHERE = {
@@ -93,17 +95,7 @@ def resolve(
     file = recipe_path(path or DEFAULT_RECIPE)
     merge = _Merge()
     merge.file(file)
-    for name, text in sorted((os.environ if environ is None else environ).items()):
-        if name.startswith(ENV_PREFIX):
-            key = name[len(ENV_PREFIX) :].lower().replace("__", ".")
-            merge.set(key, _parse(text, f"environment variable {name}"), f"environment {name}")
-    for key, value in (flags or {}).items():
-        if value is not None:
-            merge.set(key, value, f"flag --{key.rsplit('.', 1)[-1].replace('_', '-')}")
-    for item in sets:
-        key, equals, text = item.partition("=")
-        require(bool(equals), f"--set {item}: write it as key=value, e.g. --set seed=1.")
-        merge.set(key.strip(), _parse(text, f"--set {item}"), f"--set {item}")
+    merge.overrides(environ, flags, sets)
     validate(merge.config)
     return Resolved(merge.config, merge.origins, file.stem)
 
@@ -114,11 +106,36 @@ def from_run(path: Path) -> Config:
     Raises:
         UserError: the file is missing or can't be read.
     """
+    merge = _run_merge(path)
+    validate(merge.config)
+    return merge.config
+
+
+def _run_merge(path: Path) -> _Merge:
     require(path.is_file(), f"{path.parent} is not a run directory: it has no {path.name}.")
     merge = _Merge()
     merge.file(path)
+    return merge
+
+
+def resume_config(
+    run_dir: Path,
+    *,
+    flags: Mapping[str, Any] | None = None,
+    sets: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Resolved:
+    """The config of a run, with what this command changes on top.
+
+    Whether a run may go on with a changed key is for the trainer to say.
+
+    Raises:
+        UserError: there is no such run, or a change is not valid.
+    """
+    merge = _run_merge(run_dir / "config.yaml")
+    merge.overrides(environ, flags, sets)
     validate(merge.config)
-    return merge.config
+    return Resolved(merge.config, merge.origins, run_dir.resolve().name)
 
 
 def dump(config: Config) -> str:
@@ -147,10 +164,29 @@ class _Merge:
             return
         if not isinstance(root, yaml.MappingNode):
             raise UserError(f"{path}: a config is a mapping of keys to values, like 'seed: 1'.")
-        self._node(root, "", path)
+        self._node(root, "", path, set())
 
-    def _node(self, node: yaml.MappingNode, prefix: str, path: Path) -> None:
-        seen: set[str] = set()
+    def overrides(
+        self,
+        environ: Mapping[str, str] | None,
+        flags: Mapping[str, Any] | None,
+        sets: Sequence[str],
+    ) -> None:
+        """What comes after the file, weakest first."""
+        for name, text in sorted((os.environ if environ is None else environ).items()):
+            if name.startswith(ENV_PREFIX):
+                key = name[len(ENV_PREFIX) :].lower().replace("__", ".")
+                self.set(key, _parse(text, f"environment variable {name}"), f"environment {name}")
+        for key, value in (flags or {}).items():
+            if value is not None:
+                self.set(key, value, f"flag --{key.rsplit('.', 1)[-1].replace('_', '-')}")
+        for item in sets:
+            key, equals, text = item.partition("=")
+            require(bool(equals), f"--set {item}: write it as key=value, e.g. --set seed=1.")
+            self.set(key.strip(), _parse(text, f"--set {item}"), f"--set {item}")
+
+    def _node(self, node: yaml.MappingNode, prefix: str, path: Path, seen: set[str]) -> None:
+        """``seen``: the keys of the whole file; `a.b: 1` and `b: 1` under `a:` are the same."""
         for key_node, value_node in node.value:
             where = f"{path}:{key_node.start_mark.line + 1}"
             key = prefix + str(key_node.value)
@@ -158,10 +194,9 @@ class _Merge:
             seen.add(key)
             section = any(name.startswith(f"{key}.") for name in self.types)
             if section and isinstance(value_node, yaml.MappingNode):
-                self._node(value_node, f"{key}.", path)
+                self._node(value_node, f"{key}.", path, seen)
             else:
-                loader = yaml.SafeLoader("")
-                self.set(key, loader.construct_object(value_node, deep=True), where)
+                self.set(key, _construct(value_node, where), where)
 
     def set(self, key: str, value: Any, origin: str) -> None:
         if key not in self.types:
@@ -196,7 +231,14 @@ class _Merge:
 def _parse(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date like 2026-13-45
+        raise UserError(f"{where}: the value is not valid YAML; quote it.") from error
+
+
+def _construct(node: yaml.Node, where: str) -> Any:
+    try:
+        return yaml.SafeLoader("").construct_object(node, deep=True)
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{where}: the value is not valid YAML; quote it.") from error
 
 
@@ -221,11 +263,12 @@ def _convert(key: str, value: Any, hint: Any, origin: str) -> Any:
         item = get_args(hint)[0]
         if isinstance(value, (str, int, float)) and not isinstance(value, bool):
             value = str(value).split(",")
-        require(isinstance(value, list), _wrong(key, value, f"a list like [1, 2] of {_name(item)}", origin))
+        wanted = f"a list like [1, 2], each {_name(item)}"
+        require(isinstance(value, list), _wrong(key, value, wanted, origin))
         return [_convert(key, part, item, origin) for part in value]
     if origin_type is dict:
         require(isinstance(value, dict), _wrong(key, value, "a mapping", origin))
-        return value
+        return _numbers(value)
     return _scalar(key, value, hint, origin)
 
 
@@ -239,13 +282,25 @@ def _scalar(key: str, value: Any, hint: type, origin: str) -> Any:
         return str(value)
     try:
         number = float(value)
-    except ValueError as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise UserError(message) from error
     require(number == number and abs(number) != float("inf"), message)
     if hint is float:
         return number
     require(number == int(number), message)
-    return int(str(value)) if isinstance(value, (int, str)) and str(value).lstrip("-").isdigit() else int(number)
+    # A whole number beyond 2**53 doesn't survive the way through a float.
+    return value if isinstance(value, int) else int(number)
+
+
+def _numbers(value: Any) -> Any:
+    """Free-form values with 1e-4, which YAML reads as text, as the number that was meant."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, str) and EXPONENT.fullmatch(value):
+        return float(value)
+    return value
 
 
 def _name(hint: Any) -> str:

@@ -1,0 +1,171 @@
+"""What a run has come to: tables of its evaluations, and what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from . import ui
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from simko_mlx.config import Config
+    from simko_mlx.evaluate import Evaluation
+    from simko_mlx.trainer import RunSummary
+
+FIRST_COLUMN = 20
+INTERVAL_COLUMN = 20  # "100.0 [100.0, 100.0]"
+
+
+def show(result: RunSummary, config: Config, console: Console | None = None) -> None:
+    """The end of a training run."""
+    console = console or ui.console()
+    evaluations = {
+        name: evaluation
+        for name, evaluation in (
+            ("base", result.base),
+            (f"trained (step {result.step})", result.trained),
+        )
+        if evaluation is not None
+    }
+    show_evaluations(evaluations, console)
+    if result.best_step is not None and result.best_step != result.step:
+        _say(console, f"The best checkpoint by {config.eval.metric} is step {result.best_step}.")
+    if result.stopped:
+        _say(console, f"Stopped at step {result.step} of {config.steps}.")
+    _next_steps(result, config, console)
+
+
+def show_evaluations(
+    evaluations: Mapping[str, Evaluation], console: Console | None = None
+) -> None:
+    """Tables with a column per evaluation: pass@k, concentration, pass@1 of parts."""
+    if not evaluations:
+        return
+    console = console or ui.console()
+    for table in _pass_at_k_tables(evaluations, console.width):
+        console.print(table)
+    console.print(_concentration_table(evaluations))
+    parts = _parts_table(evaluations)
+    if parts.row_count:
+        console.print(parts)
+    for text in dict.fromkeys(map(_sampling, evaluations.values())):
+        _say(console, text)
+
+
+def where_to_go_on(run_dir: Path) -> str:
+    """For a run that was interrupted."""
+    steps = [path.name for path in (run_dir / "checkpoints").glob("step-*") if path.is_dir()]
+    if not steps:
+        return f"Stopped before the first checkpoint of {run_dir}; start again."
+    last = max(int(name.removeprefix("step-")) for name in steps)
+    resume = shlex.join(["simko-mlx", "train", "--resume", str(run_dir)])
+    return f"Stopped; {run_dir} is saved at step {last}. Go on with: {resume}"
+
+
+def _pass_at_k_tables(evaluations: Mapping[str, Evaluation], width: int) -> list[Table]:
+    """One table, or several where a terminal of this width can't hold all k side by side."""
+    ks = sorted({k for e in evaluations.values() for k in e.pass_at_k})
+    first = max(FIRST_COLUMN, *(len(name) for name in evaluations))
+    each = max(1, (width - first - 2) // (INTERVAL_COLUMN + 2))
+    tables = []
+    for start in range(0, len(ks), each):
+        part = ks[start : start + each]
+        table = _table("% solved", *(f"pass@{k}" for k in part))
+        for name, values in _chance_rows(evaluations).items():
+            table.add_row(name, *(_percent(values.get(k)) for k in part), style="dim")
+        for name, evaluation in evaluations.items():
+            found = evaluation.pass_at_k
+            table.add_row(name, *(ui.interval(found[k]) if k in found else "-" for k in part))
+        tables.append(table)
+    return tables
+
+
+def _chance_rows(evaluations: Mapping[str, Evaluation]) -> dict[str, dict[int, float]]:
+    """Chance depends on the problems alone: one row, unless the evaluations used different ones."""
+    rows: dict[str, dict[int, float]] = {}
+    for name, evaluation in evaluations.items():
+        if evaluation.chance is None:
+            continue
+        if not rows:
+            rows["chance"] = dict(evaluation.chance)
+        elif all(rows["chance"].get(k, c) == c for k, c in evaluation.chance.items()):
+            rows["chance"].update(evaluation.chance)
+        else:
+            rows[f"chance ({name})"] = evaluation.chance
+    return rows
+
+
+def _concentration_table(evaluations: Mapping[str, Evaluation]) -> Table:
+    table = _table("per token", "entropy", "rank-1", "rank-2", "rank-3", "fork rank-1", "length")
+    for name, e in evaluations.items():
+        probabilities = (f"{p:.3f}" for p in (*e.rank_probs, e.fork_rank_probs[0]))
+        table.add_row(name, f"{e.entropy:.3f}", *probabilities, f"{e.mean_length:.1f}")
+    return table
+
+
+def _parts_table(evaluations: Mapping[str, Evaluation]) -> Table:
+    table = _table("pass@1 in %", *evaluations)
+    for part in dict.fromkeys(part for e in evaluations.values() for part in e.groups):
+        cells = (e.groups.get(part) for e in evaluations.values())
+        table.add_row(ui.clean(part), *("-" if c is None else ui.interval(c) for c in cells))
+    return table
+
+
+def _sampling(e: Evaluation) -> str:
+    text = (
+        f"T {e.temperature:g}, {e.n} completions of at most {e.max_completion_length} tokens for "
+        f"each of {e.problems} held-out problems; 95% intervals over problems."
+    )
+    if e.truncated:
+        text += f" Cut off: {100 * e.truncated:.1f}%."
+    if e.unscorable:
+        text += f" Not scorable, counted as wrong: {100 * e.unscorable:.1f}%."
+    return text
+
+
+def _next_steps(result: RunSummary, config: Config, console: Console) -> None:
+    run, adapter = str(result.run_dir), result.run_dir / "adapters"
+    more = f"steps={max(config.steps, result.step) * 2}"
+    rows = [
+        ("go on", ["simko-mlx", "train", "--resume", run, "--set", more]),
+        ("evaluate", ["simko-mlx", "eval", run, "--base"]),
+    ]
+    if adapter.is_dir():
+        rows.insert(0, ("adapter", [str(adapter)]))
+        load = ["mlx_lm.generate", "--model", _model(config), "--adapter-path", str(adapter)]
+        rows.append(("use it", [*load, "--prompt", "..."]))
+    console.print()
+    for name, words in rows:
+        # Unwrapped, so that a command can be copied in one piece.
+        console.print(Text(f"{name:9} {shlex.join(words)}"), soft_wrap=True)
+
+
+def _model(config: Config) -> str:
+    if config.model != "embedded":
+        return config.model
+    import simko_mlx.assets
+
+    return str(Path(str(simko_mlx.assets.__file__)).parent / "countdown_tiny")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", no_wrap=not index)
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(Text(text))
