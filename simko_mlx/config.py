@@ -127,6 +127,7 @@ class EvalConfig:
     every_n: int = execution(4)
     budget_minutes: float = execution(10.0)  # for all evaluations of a run; fewer problems fit
     metric: str = execution("pass@1")  # decides which checkpoint is the best
+    group_by: str | None = execution(None)  # column whose values get a pass@1 row each
     before: bool = execution(True)
     after: bool = execution(True)
 
@@ -250,6 +251,12 @@ def validate(config: Config) -> None:
     require(
         evaluation.metric in known,
         f"eval.metric is {evaluation.metric!r}: choose one of {', '.join(known)}.",
+    )
+    k = int(evaluation.metric.removeprefix("pass@"))
+    require(
+        evaluation.every == 0 or evaluation.every_n >= 2 * k,
+        f"eval.metric is {evaluation.metric}, which the small evaluations estimate from "
+        f"eval.every_n = {evaluation.every_n} completions: raise it to {2 * k} or more.",
     )
     if config.data.source in ("jsonl", "parquet"):
         require(

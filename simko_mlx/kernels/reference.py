@@ -49,6 +49,12 @@ def _row_sum(x: mx.array) -> mx.array:
     return whole.sum(axis=-1).sum(axis=-1) + x[..., blocks * BLOCK :].sum(axis=-1)
 
 
+def _below_top(z: mx.array, ids: mx.array, top: mx.array, z_top: mx.array) -> mx.array:
+    """z[ids] - z_top, without a gradient at the top itself: there +g and -g would meet the tiny
+    tail's gradient and round it away."""
+    return mx.where(ids == top, 0.0, mx.take_along_axis(z, ids, axis=-1) - z_top)
+
+
 def logit_statistics(
     logits: mx.array, tokens: mx.array, *, simko_k: int = 3, temperature: float = 1.0
 ) -> HeadStatistics:
@@ -72,8 +78,8 @@ def logit_statistics(
     tail = _row_sum(e)
     log_total = mx.log1p(tail)
     chosen = tokens[:, None].astype(mx.int32)
-    logprobs = (mx.take_along_axis(z, chosen, axis=-1) - z_top)[:, 0] - log_total
-    topk_logprobs = mx.take_along_axis(z, ids, axis=-1) - z_top - log_total[:, None]
+    logprobs = _below_top(z, chosen, top, z_top)[:, 0] - log_total
+    topk_logprobs = _below_top(z, ids, top, z_top) - log_total[:, None]
     # z = -inf (a masked token) contributes nothing to the entropy, not 0 x inf.
     weighted = _row_sum(mx.where(e > 0, e * shifted, 0.0))
     entropy = mx.stop_gradient(log_total - weighted / (1.0 + tail))

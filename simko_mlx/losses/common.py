@@ -50,10 +50,12 @@ def forking_tokens(entropy: mx.array, mask: mx.array, quantile: float) -> mx.arr
     return real & (entropy > threshold)
 
 
-def old_logprobs(stats: HeadStatistics, batch: TokenBatch) -> mx.array:
-    """Log-probs before the first update; the current ones where this is the first update."""
+def importance_ratio(stats: HeadStatistics, batch: TokenBatch) -> mx.array:
+    """g = pi(y) / pi_old(y), (B, T); exactly 1 where this is the first update, and at padding
+    (before the exponential: the product of a zero gradient and an infinite ratio is not zero)."""
     old = stats.logprobs if batch.old_logprobs is None else batch.old_logprobs
-    return mx.stop_gradient(old)
+    difference = stats.logprobs - mx.stop_gradient(old)
+    return mx.exp(mx.where(batch.loss_mask > 0, difference, 0.0))
 
 
 def clipped_surrogate(
@@ -82,7 +84,7 @@ def finish(
     metrics = dict(extra)
     if config.kl_coef and batch.ref_logprobs is not None:
         # k3 estimate (Schulman 2020): exp(d) - d - 1 with d = log pi_ref - log pi.
-        d = batch.ref_logprobs - stats.logprobs
+        d = mx.where(mask > 0, batch.ref_logprobs - stats.logprobs, 0.0)
         kl = mx.exp(d) - d - 1.0
         per_token = per_token + config.kl_coef * kl
         metrics["kl"] = kl

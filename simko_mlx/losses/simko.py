@@ -28,7 +28,7 @@ import mlx.core as mx
 
 from simko_mlx.config import LossConfig
 from simko_mlx.kernels import HeadStatistics, logit_statistics
-from simko_mlx.losses.common import clipped_surrogate, finish, forking_tokens, old_logprobs
+from simko_mlx.losses.common import clipped_surrogate, finish, forking_tokens, importance_ratio
 from simko_mlx.types import LossOutput, TokenBatch
 
 
@@ -40,7 +40,7 @@ def simko(stats: HeadStatistics, batch: TokenBatch, config: LossConfig) -> LossO
     forking = forking_tokens(stats.entropy, mask, config.entropy_quantile)
 
     smoothed = forking & correct & (advantages > 0)
-    ratio = mx.exp(stats.logprobs - old_logprobs(stats, batch))
+    ratio = importance_ratio(stats, batch)
     ratio = mx.where(smoothed, _smooth(ratio, stats.topk_logprobs, config.alpha), ratio)
 
     sharpened = forking & ~correct & (advantages < 0) & stats.rank1

@@ -1,0 +1,258 @@
+"""Scored groups -> new weights: the update of one step, with gradients summed over microbatches.
+
+A microbatch is one problem's group. Groups whose coefficients are all zero need no forward pass
+and are skipped; their tokens stay in the normaliser, so that skipping changes nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+import safetensors.numpy
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx_lm.tuner.utils import build_schedule
+
+from simko_mlx.batching import completion_tokens, group_batch, has_signal, pad, token_batch
+from simko_mlx.config import Config, OptimConfig
+from simko_mlx.losses import LOSSES, find_loss
+from simko_mlx.policy import Policy
+from simko_mlx.types import ScoredGroup, TokenBatch, UserError
+
+
+def make_optimizer(config: OptimConfig) -> optim.Optimizer:
+    """AdamW with bias correction (MLX leaves it out by default: its first step is 3 times too
+    long), its rate constant or on one of mlx-lm's schedules.
+
+    Raises:
+        UserError: the schedule is not one that mlx-lm can build.
+    """
+    rate: Any = config.learning_rate
+    if config.lr_schedule is not None:
+        try:
+            rate = build_schedule(config.lr_schedule)
+            float(rate(mx.array(0)))
+        except (KeyError, AttributeError, TypeError, IndexError, ValueError) as error:
+            raise UserError(
+                f"optim.lr_schedule is {config.lr_schedule}: write it as mlx-lm does, e.g. "
+                "{name: cosine_decay, arguments: [1e-5, 1000], warmup: 50}."
+            ) from error
+    low, high = config.betas
+    return optim.AdamW(
+        learning_rate=rate,
+        betas=[low, high],
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        bias_correction=True,
+    )
+
+
+def random_words(*key: Any) -> int:
+    """A 64-bit number that depends on nothing but the key."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+@dataclass
+class _Microbatch:
+    """One group that has something to teach, with the log-probs measured before any update."""
+
+    scored: ScoredGroup
+    old: mx.array | None = None
+    ref: mx.array | None = None
+
+
+@dataclass
+class Report:
+    """Sums over the updates of one step."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    tokens: float = 0.0
+    loss: float = 0.0
+    grad_norm: float = 0.0
+    decode_gap: float = 0.0
+    updates: int = 0
+    skipped_groups: int = 0
+    skipped_updates: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def metrics(self) -> dict[str, float]:
+        """Means per token (over the tokens that were trained on) and counts, by their names."""
+        out = {
+            "loss/loss": self.loss / max(1, self.updates),
+            "loss/decode_gap": self.decode_gap,
+            "optim/grad_norm": self.grad_norm / max(1, self.updates),
+            "optim/updates": float(self.updates),
+            "optim/skipped_groups": float(self.skipped_groups),
+            "optim/skipped_updates": float(self.skipped_updates),
+        }
+        out |= {f"loss/{name}": total / max(1.0, self.tokens) for name, total in self.sums.items()}
+        return out
+
+
+class Learner:
+    """Owns the optimizer and turns scored groups into updates of the policy."""
+
+    def __init__(self, policy: Policy, config: Config):
+        self.policy = policy
+        self.config = config
+        self.loss_fn = find_loss(config.loss.name)
+        # Only of our own losses is it known that a zero advantage means a zero gradient.
+        self.may_skip = config.loss.name in LOSSES and config.loss.kl_coef == 0
+        self.optimizer = make_optimizer(config.optim)
+        self.optimizer.init(policy.model.trainable_parameters())
+        self._value_and_grad = nn.value_and_grad(policy.model, self._loss)
+
+    def learn(
+        self,
+        groups: Sequence[ScoredGroup],
+        step: int,
+        *,
+        before_change: Callable[[], None] = lambda: None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Report:
+        """All updates of one step. ``before_change`` is called before weights first change: until
+        then the step can be abandoned."""
+        report = Report()
+        optim_config = self.config.optim
+        # LoRA's dropout draws from MLX's global generator.
+        mx.random.seed(random_words(self.config.seed, "dropout", step))
+        updates = optim_config.minibatches * optim_config.num_iterations
+        batches = [self._prepare(scored, measure_old=updates > 1) for scored in groups]
+        report.skipped_groups = sum(b is None for b in batches)
+        self.policy.model.train()
+        total = updates * max(1, len(groups) // optim_config.minibatches)
+        done = 0
+        for iteration in range(optim_config.num_iterations):
+            order = list(range(len(groups)))
+            if updates > 1:
+                random.Random(random_words(self.config.seed, step, iteration)).shuffle(order)
+            for part in np.array_split(order, optim_config.minibatches):
+                indices = [int(i) for i in part]
+                normalizer = completion_tokens([groups[i] for i in indices])
+                chosen = [b for i in indices if (b := batches[i]) is not None]
+                gradient = self._gradient(chosen, float(normalizer), report)
+                done += len(indices)
+                progress(min(done, total), total)
+                if gradient is not None:
+                    before_change()
+                    self._apply(gradient, step, report)
+        self.policy.model.eval()
+        return report
+
+    def _loss(self, _model: nn.Module, batch: TokenBatch) -> tuple[mx.array, Any, mx.array]:
+        stats = self.policy.statistics(
+            batch,
+            simko_k=self.config.loss.simko_k,
+            temperature=self.config.rollout.temperature,
+        )
+        output = self.loss_fn(stats, batch, self.config.loss)
+        return output.loss, output.metrics, mx.stop_gradient(stats.logprobs)
+
+    def _batch(self, scored: ScoredGroup, normalizer: float) -> TokenBatch:
+        mask = self.config.loss.mask_truncated_completions
+        return token_batch(scored, normalizer=normalizer, mask_truncated=mask)
+
+    def _prepare(self, scored: ScoredGroup, *, measure_old: bool) -> _Microbatch | None:
+        if self.may_skip and not has_signal(scored, self._batch(scored, 1.0)):
+            return None
+        prepared = _Microbatch(scored)
+        if measure_old:
+            # With the training function: the decoder's log-probs differ in the last digits.
+            prepared.old = self._logprobs(scored)
+        if self.config.loss.kl_coef:
+            with self.policy.reference():
+                prepared.ref = self._logprobs(scored)
+        return prepared
+
+    def _logprobs(self, scored: ScoredGroup) -> mx.array:
+        stats = self.policy.statistics(
+            group_batch(scored.group), simko_k=1, temperature=self.config.rollout.temperature
+        )
+        mx.eval(stats.logprobs)
+        return stats.logprobs
+
+    def _gradient(
+        self, microbatches: Sequence[_Microbatch], normalizer: float, report: Report
+    ) -> Any | None:
+        """Gradient of the mean over ``normalizer`` tokens; None where nothing has a signal."""
+        gradient: Any | None = None
+        loss_sum = 0.0
+        for prepared in microbatches:
+            batch = self._batch(prepared.scored, normalizer)
+            batch = batch._replace(old_logprobs=prepared.old, ref_logprobs=prepared.ref)
+            (loss, metrics, logprobs), grads = self._value_and_grad(self.policy.model, batch)
+            gradient = grads if gradient is None else tree_map(mx.add, gradient, grads)
+            mx.eval(loss, metrics, logprobs, gradient)  # one microbatch in memory at a time
+            loss_sum += loss.item()
+            self._record(prepared.scored, batch, metrics, logprobs, report)
+        report.loss += loss_sum
+        if gradient is not None and not math.isfinite(loss_sum):
+            report.skipped_updates += 1
+            report.problems.append(f"the loss is {loss_sum}")
+            return None
+        return gradient
+
+    def _record(
+        self,
+        scored: ScoredGroup,
+        batch: TokenBatch,
+        metrics: dict[str, mx.array],
+        logprobs: mx.array,
+        report: Report,
+    ) -> None:
+        for name, value in metrics.items():
+            report.sums[name] = report.sums.get(name, 0.0) + value.item()
+        report.tokens += batch.loss_mask.sum().item()
+        if report.updates == 0:  # the weights are still those that sampled
+            decoded = pad([c.logprobs for c in scored.group.completions])
+            real = pad([[1.0] * len(c.token_ids) for c in scored.group.completions])
+            gap = mx.where(real > 0, mx.abs(logprobs - decoded), 0.0).max().item()
+            report.decode_gap = max(report.decode_gap, gap)
+
+    def _apply(self, gradient: Any, step: int, report: Report) -> None:
+        limit = self.config.optim.max_grad_norm
+        gradient, norm = optim.clip_grad_norm(gradient, math.inf if limit is None else limit)
+        norm = float(norm)
+        if not math.isfinite(norm):
+            report.skipped_updates += 1
+            report.problems.append(f"the gradient's norm is {norm}")
+            return
+        self.optimizer.update(self.policy.model, gradient)
+        mx.eval(self.policy.model.trainable_parameters(), self.optimizer.state)
+        report.grad_norm += norm
+        report.updates += 1
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.optimizer.learning_rate)
+
+    def state_file(self) -> bytes:
+        """The optimizer's state as safetensors."""
+        flat = tree_flatten(self.optimizer.state)
+        return safetensors.numpy.save({name: np.array(value) for name, value in flat})
+
+    def load_state(self, data: bytes) -> None:
+        """Restores what ``state_file`` wrote.
+
+        Raises:
+            UserError: it belongs to another set of trainable parameters.
+        """
+        arrays = safetensors.numpy.load(data)
+        expected = {name: value.shape for name, value in tree_flatten(self.optimizer.state)}
+        if {name: array.shape for name, array in arrays.items()} != expected:
+            raise UserError(
+                "The checkpoint's optimizer state does not fit the policy: the model in the "
+                "folder or on the Hub has changed since the run began."
+            )
+        items = [(name, mx.array(array)) for name, array in arrays.items()]
+        self.optimizer.state = tree_unflatten(items)
+        mx.eval(self.optimizer.state)
