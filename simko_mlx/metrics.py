@@ -40,21 +40,26 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 def clustered_interval(values: Sequence[float], z: float = Z95) -> Interval:
     """95 % interval of the mean of per-problem values in [0, 1].
 
-    Problems are the independent units (clusters), completions of one problem are not. Agresti and
-    Coull's idea on problems: z^2/2 imaginary problems at 0 and as many at 1 join the sample, then
-    mean and clustered standard error are taken. So the interval does not collapse when every value
-    is 0, or 1, or the same. ``estimate`` is the plain mean.
+    Problems are the independent units (clusters); the completions of one problem are not. This is
+    Wilson's score interval with an effective sample size m p (1 - p) / variance: m problems whose
+    values are all 0 or 1 count as m coin tosses, problems with values in between say more. The
+    ratio is taken after z^2/2 imaginary problems at 0 and as many at 1 have joined, so that a
+    sample in which nothing varies yet (0 %, 100 %, or a handful of problems) does not pass for
+    certainty. ``estimate`` is the plain mean.
+
+    Raises:
+        ValueError: there are no values.
     """
     m = len(values)
     if m == 0:
         raise ValueError("an interval needs at least one value")
-    mean = sum(values) / m
+    mean = min(1.0, max(0.0, sum(values) / m))
     half = z * z / 2
-    size = m + 2 * half
-    centre = (sum(values) + half) / size
-    spread = sum((v - centre) ** 2 for v in values)
-    spread += half * (centre**2 + (1 - centre) ** 2)
-    error = z * sqrt(spread / size / size)
+    prior = (sum(values) + half) / (m + 2 * half)
+    spread = sum((v - prior) ** 2 for v in values) + half * (prior**2 + (1 - prior) ** 2)
+    size = m * max(1.0, prior * (1 - prior) / (spread / (m + 2 * half)))
+    centre = (mean + half / size) / (1 + 2 * half / size)
+    error = z * sqrt(mean * (1 - mean) / size + half / (2 * size * size)) / (1 + 2 * half / size)
     return Interval(mean, min(mean, max(0.0, centre - error)), max(mean, min(1.0, centre + error)))
 
 
@@ -65,12 +70,3 @@ def paired_difference(before: Sequence[float], after: Sequence[float], z: float 
     halves = [(b - a + 1) / 2 for a, b in zip(before, after, strict=True)]
     half = clustered_interval(halves, z)
     return Interval(*(2 * x - 1 for x in (half.estimate, half.low, half.high)))
-
-
-def quantile(values: Sequence[float], q: float) -> float:
-    """Quantile by linear interpolation between the two nearest values."""
-    ordered = sorted(values)
-    position = q * (len(ordered) - 1)
-    low = int(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)

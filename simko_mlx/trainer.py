@@ -97,7 +97,7 @@ def train(
             pool = stack.enter_context(_verifier_pool(config))
             policy = load_policy(config, adapter=saved[0] if saved else None)
             if not run_dir.exists():
-                run_dir.mkdir(parents=True)
+                _make_folder(run_dir)
                 stack.enter_context(checkpoint.locked(run_dir))
             run = _Run(config, run_dir, policy, pool, dataset)
             return run.go(logger, interrupts, recipe, saved)
@@ -118,6 +118,17 @@ def _require_run(run_dir: Path, resume: bool) -> None:
         f"{run_dir} already holds a run: continue it with `simko-mlx train --resume {run_dir}`, or "
         "choose another output_dir.",
     )
+
+
+def _make_folder(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True)
+    except OSError as error:
+        if checkpoint.is_full(error):
+            raise
+        raise UserError(
+            f"output_dir {run_dir} can't be made ({error.strerror}): choose another."
+        ) from error
 
 
 def _verifier_pool(config: Config) -> VerifierPool:
@@ -179,6 +190,8 @@ class _Run:
         )
         self.state = TrainState(policy, Learner(policy, config))
         self.small_seconds = 0.0
+        ids = [(problem.id, ids) for problem, ids in self.train_prompts]
+        self.fingerprint = f"{random_words(ids):016x}"
         stops = [repr(text) for text in policy.stop_tokens.values()]
         self.watch = SignalWatch(config.rollout.max_completion_length, stops)
 
@@ -348,10 +361,15 @@ class _Run:
             base = Evaluation.from_json(json.loads(path.read_bytes()))
             if base.n == self.config.eval.n and set(base.pass_at_k) == set(self.config.eval.k):
                 return base
-        if self.state.step > 0:
-            return None  # the weights of the start are gone; `simko-mlx eval --base` has them
         budget = 60 * self.config.eval.budget_minutes * FULL_SHARE
-        base = self._full_evaluation(label, self.config.eval.problems, budget)
+        with ExitStack() as stack:
+            if self.state.step > 0:
+                # A run resumed with other eval settings: the start is the base with LoRA off,
+                # or else its weights are gone (`simko-mlx eval --base` can still load them).
+                if label != "base" or self.config.policy.fine_tune_type != "lora":
+                    return None
+                stack.enter_context(self.policy.reference())
+            base = self._full_evaluation(label, self.config.eval.problems, budget)
         self._keep_evaluation(base)
         return base
 
@@ -404,7 +422,7 @@ class _Run:
             "best": self.state.best,
             "totals": self.state.totals,
             "semantic": semantic(self.config),
-            "problems": self._fingerprint(),
+            "problems": self.fingerprint,
             "logs": self.jsonl.offsets(),
         }
         adapter = self.policy.adapter_files()
@@ -419,13 +437,9 @@ class _Run:
         protect = {self.state.best["step"]} if self.state.best else set()
         checkpoint.prune(self.run_dir, self.config.checkpoint.keep, protect)
 
-    def _fingerprint(self) -> str:
-        ids = [(problem.id, ids) for problem, ids in self.train_prompts]
-        return f"{random_words(ids):016x}"
-
     def _restore(self, folder: Path, state: dict[str, Any]) -> None:
         require(
-            state["problems"] == self._fingerprint(),
+            state["problems"] == self.fingerprint,
             f"The training problems or the tokenizer have changed since {folder} was saved: "
             "restore them, or start a new run.",
         )
