@@ -109,8 +109,11 @@ def figures(metrics: StepMetrics) -> list[str]:
 
 
 def evaluation_figures(metrics: StepMetrics) -> list[str]:
-    """pass@k in the order of k, and the other figures of an evaluation after them."""
-    rest = [n for n in metrics.values if n.startswith("eval/") and n != "eval/tier"]
-    ks = {n: int(k) for n in rest if (k := n.removeprefix("eval/pass@")).isdecimal()}
-    found = [f"pass@{k} {100 * metrics.values[n]:.1f}%" for n, k in ks.items()]
-    return ["eval", *found, *(f"{n[5:]} {metrics.values[n]:.3g}" for n in rest if n not in ks)]
+    """What was evaluated, pass@k in the order of k, then the other figures."""
+    values = {name[5:]: v for name, v in metrics.values.items() if name.startswith("eval/")}
+    words = [str(values.pop(name, "")) for name in ("tier", "label")]
+    found = [" ".join(word for word in ["eval", *words] if word)]
+    for name, value in values.items():
+        percent = name.startswith("pass@")
+        found.append(f"{name} {100 * value:.1f}%" if percent else f"{name} {value:.4g}")
+    return found

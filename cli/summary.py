@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from simko_mlx.evaluate import Evaluation
     from simko_mlx.trainer import RunSummary
 
-FIRST_COLUMN = 20
-INTERVAL_COLUMN = 20  # "100.0 [100.0, 100.0]"
+GAP = 2  # cells between two columns
 
 
 def show(result: RunSummary, config: Config, console: Console | None = None) -> None:
@@ -43,29 +42,31 @@ def show(result: RunSummary, config: Config, console: Console | None = None) -> 
     _next_steps(result, config, console)
 
 
-def show_evaluations(
-    evaluations: Mapping[str, Evaluation], console: Console | None = None
-) -> None:
+def show_evaluations(evaluations: Mapping[str, Evaluation], console: Console | None = None) -> None:
     """Tables with a column per evaluation: pass@k, concentration, pass@1 of parts."""
     if not evaluations:
         return
     console = console or ui.console()
     for table in _pass_at_k_tables(evaluations, console.width):
         console.print(table)
+        console.print()
     console.print(_concentration_table(evaluations))
     parts = _parts_table(evaluations)
+    console.print()
     if parts.row_count:
         console.print(parts)
+        console.print()
     for text in dict.fromkeys(map(_sampling, evaluations.values())):
         _say(console, text)
 
 
 def where_to_go_on(run_dir: Path) -> str:
     """For a run that was interrupted."""
-    steps = [path.name for path in (run_dir / "checkpoints").glob("step-*") if path.is_dir()]
+    names = (path.name.removeprefix("step-") for path in run_dir.glob("checkpoints/step-*"))
+    steps = [int(name) for name in names if name.isdecimal()]
     if not steps:
         return f"Stopped before the first checkpoint of {run_dir}; start again."
-    last = max(int(name.removeprefix("step-")) for name in steps)
+    last = max(steps)
     resume = shlex.join(["simko-mlx", "train", "--resume", str(run_dir)])
     return f"Stopped; {run_dir} is saved at step {last}. Go on with: {resume}"
 
@@ -73,19 +74,52 @@ def where_to_go_on(run_dir: Path) -> str:
 def _pass_at_k_tables(evaluations: Mapping[str, Evaluation], width: int) -> list[Table]:
     """One table, or several where a terminal of this width can't hold all k side by side."""
     ks = sorted({k for e in evaluations.values() for k in e.pass_at_k})
-    first = max(FIRST_COLUMN, *(len(name) for name in evaluations))
-    each = max(1, (width - first - 2) // (INTERVAL_COLUMN + 2))
+    chance = _chance_rows(evaluations)
+    rows = {name: [_percent(values.get(k)) for k in ks] for name, values in chance.items()}
+    for name, evaluation in evaluations.items():
+        found = evaluation.pass_at_k
+        rows[name] = [ui.interval(found[k]) if k in found else "-" for k in ks]
+    if change := _change(list(evaluations.values()), ks):
+        rows["change"] = change
+    first = max(map(len, ["% solved", *rows]))
+    widths = [max(len(row[i]) for row in rows.values()) + GAP for i in range(len(ks))]
     tables = []
-    for start in range(0, len(ks), each):
-        part = ks[start : start + each]
-        table = _table("% solved", *(f"pass@{k}" for k in part))
-        for name, values in _chance_rows(evaluations).items():
-            table.add_row(name, *(_percent(values.get(k)) for k in part), style="dim")
-        for name, evaluation in evaluations.items():
-            found = evaluation.pass_at_k
-            table.add_row(name, *(ui.interval(found[k]) if k in found else "-" for k in part))
+    for part in _parts(widths, width - first):
+        table = _table("% solved", *(f"pass@{ks[i]}" for i in part))
+        for name, row in rows.items():
+            style = "dim" if name in chance else None
+            table.add_row(name, *(row[i] for i in part), style=style)
         tables.append(table)
     return tables
+
+
+def _parts(widths: list[int], room: int) -> list[list[int]]:
+    """Column numbers in groups that fit into the room, at least one each."""
+    parts: list[list[int]] = []
+    left = 0
+    for index, width in enumerate(widths):
+        if not parts or width > left:
+            parts.append([])
+            left = room
+        parts[-1].append(index)
+        left -= width
+    return parts
+
+
+def _change(evaluations: list[Evaluation], ks: list[int]) -> list[str]:
+    """From the first to the second over the same problems: narrower than two separate intervals
+    would suggest. Empty where problems or k differ."""
+    from simko_mlx.metrics import paired_difference, pass_at_k
+
+    if len(evaluations) != 2 or evaluations[0].problem_ids != evaluations[1].problem_ids:
+        return []
+    cells = []
+    for k in ks:
+        if any(k > e.n for e in evaluations):
+            return []
+        before, after = ([pass_at_k(e.n, c, k) for c in e.counts] for e in evaluations)
+        cells.append(ui.interval(paired_difference(before, after), "+"))
+    return cells
 
 
 def _chance_rows(evaluations: Mapping[str, Evaluation]) -> dict[str, dict[int, float]]:
@@ -128,7 +162,7 @@ def _sampling(e: Evaluation) -> str:
         text += f" Cut off: {100 * e.truncated:.1f}%."
     if e.unscorable:
         text += f" Not scorable, counted as wrong: {100 * e.unscorable:.1f}%."
-    return text
+    return f"{text} {e.note}".rstrip()
 
 
 def _next_steps(result: RunSummary, config: Config, console: Console) -> None:
@@ -157,7 +191,7 @@ def _model(config: Config) -> str:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False)
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left", no_wrap=not index)
     return table

@@ -52,8 +52,9 @@ def console(file: TextIO | None = None) -> Console:
     """A rich console that styles only a real terminal: FORCE_COLOR doesn't make one of a pipe."""
     from rich.console import Console
 
-    file = file or sys.stdout
-    return Console(file=file, force_terminal=file.isatty(), highlight=False, soft_wrap=False)
+    file = sys.stdout if file is None else file
+    terminal = file is not None and file.isatty()
+    return Console(file=file, force_terminal=terminal, highlight=False)
 
 
 def discard_stdout() -> None:
@@ -109,9 +110,10 @@ def seconds(value: float) -> str:
     return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"
 
 
-def interval(value: Interval) -> str:
-    """18.4 [16.1, 20.9], in percent."""
-    return f"{100 * value.estimate:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+def interval(value: Interval, sign: str = "-") -> str:
+    """18.4 [16.1, 20.9], in percent; ``sign`` "+" writes +18.4."""
+    low, high = f"{100 * value.low:{sign}.1f}", f"{100 * value.high:{sign}.1f}"
+    return f"{100 * value.estimate:{sign}.1f} [{low}, {high}]"
 
 
 def finite(value: Any) -> Any:

@@ -263,8 +263,9 @@ def _convert(key: str, value: Any, hint: Any, origin: str) -> Any:
         item = get_args(hint)[0]
         if isinstance(value, (str, int, float)) and not isinstance(value, bool):
             value = str(value).split(",")
-        wanted = f"a list like [1, 2], each {_name(item)}"
-        require(isinstance(value, list), _wrong(key, value, wanted, origin))
+        if not isinstance(value, list):
+            wanted = f"a list like [1, 2], each {_name(item)}"
+            raise UserError(_wrong(key, value, wanted, origin))
         return [_convert(key, part, item, origin) for part in value]
     if origin_type is dict:
         require(isinstance(value, dict), _wrong(key, value, "a mapping", origin))
@@ -277,7 +278,8 @@ def _scalar(key: str, value: Any, hint: type, origin: str) -> Any:
     if hint is bool:
         require(isinstance(value, bool), message)
         return value
-    require(not isinstance(value, (bool, dict, list)) and value is not None, message)
+    if isinstance(value, (bool, dict, list)) or value is None:
+        raise UserError(message)
     if hint is str:
         return str(value)
     try:
