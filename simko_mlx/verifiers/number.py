@@ -1,0 +1,65 @@
+r"""The final number of a completion against the answer, exactly: fractions, no floats, no sympy.
+
+What counts as the completion's final answer is, in this order: the content of its last
+``\boxed{...}``; what follows its last ``####`` (or the heading ``# Answer``); its last number.
+The first of these that exists decides, so that listing many numbers wins nothing.
+
+``1,234``, ``3.50``, ``1/2``, ``\frac12``, ``8\frac47``, ``1e3``, ``$5``, ``10\%``, ``50^\circ``
+and ``18 \text{ dollars}`` are read as numbers; percent signs and units are ignored. The answer of a
+problem may be written in any of these ways, or be a whole solution that ends in one. An answer
+that isn't a number (``x^2+1``, a matrix) is compared as text, LaTeX spacing aside, with the box,
+with what follows ``####``, or with the whole completion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from simko_mlx.types import Verdict
+from simko_mlx.verifiers.numbers import boxed, last_number, marked, parse, plain
+
+
+def verify(completion: str, answer: str, columns: Mapping[str, Any]) -> Verdict:
+    """Reward 1.0 or 0.0, None for a problem without answer; ``detail`` says what was read instead of the answer."""
+    gold_text = _gold(answer)
+    if not gold_text.strip():  # as of a solution that ends in an empty box
+        return Verdict(None, False, "the problem has no answer")
+    gold = parse(gold_text)
+    if gold is None:
+        return _text_verdict(completion, gold_text)
+    content = boxed(completion)
+    if content is not None:
+        value = parse(content)
+    else:
+        found = (parse(text) for text in reversed(marked(completion)))
+        value = next((v for v in found if v is not None), None)
+        value = value if value is not None else last_number(completion)
+    if value == gold:
+        return Verdict(1.0, True)
+    if value is None:
+        return Verdict(0.0, False, "no number" if content is None else "no number in the box")
+    return Verdict(0.0, False, f"{_short(str(value))}, not {_short(gold_text)}")
+
+
+def _gold(answer: str) -> str:
+    """The final answer of what the data set gives: itself, or the end of a solution."""
+    content = boxed(answer)
+    if content is not None:
+        return content
+    after = marked(answer)
+    return after[-1] if after else answer
+
+
+def _text_verdict(completion: str, gold: str) -> Verdict:
+    content = boxed(completion)
+    if content is None:
+        after = marked(completion)
+        content = after[-1] if after else completion
+    if plain(content) == plain(gold):
+        return Verdict(1.0, True)
+    return Verdict(0.0, False, f"{_short(content)!r} differs from the answer")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."

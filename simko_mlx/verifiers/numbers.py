@@ -1,0 +1,193 @@
+"""Reading numbers and final answers out of model text. Every function is linear in its input.
+
+Completions are untrusted: a megabyte of braces or digits, ``1e999999999`` and the like must cost
+nothing. Hence the possessive quantifiers, and the bounds on what is turned into an integer.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+MAX_DIGITS = 300  # of a numerator, a denominator or a power
+MAX_LENGTH = 1000  # of a text that is read as one number
+MAX_MARKERS = 50  # the last ones are looked at
+
+_DECIMAL = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})++(?![0-9])|[0-9]++)(?:\.[0-9]++)?|(?<!\.)\.[0-9]++)"
+_NUMBER = (
+    r"(?:(?P<whole>[0-9]++)[ ]{1,2}(?P<over>[0-9]++)/(?P<under>[0-9]++)(?![0-9/.])"
+    rf"|(?P<top>{_DECIMAL})[ ]?/[ ]?(?P<bottom>{_DECIMAL})(?![0-9/])"
+    rf"|(?:(?P<factor>{_DECIMAL})[ ]{{0,2}}(?:\\times|\\cdot|[*x\u00d7])[ ]{{0,2}})?"
+    r"(?P<base>[0-9]++)[ ]?\^[ ]?(?:\{(?P<power>[+-]?[0-9]++)\}|(?P<digit>[+-]?[0-9]++))"
+    rf"|(?P<plain>{_DECIMAL}(?:[eE][+-]?[0-9]++(?![A-Za-z]))?))"
+)
+_CURRENCY = "$\u20ac\u00a3\u00a5\u20b9"
+_WHOLE_TEXT = re.compile(rf"(?P<sign>[+-]?)[ ]*+{_NUMBER}(?P<unit>.*+)", re.DOTALL)
+# In running text a number doesn't follow a letter (x2), and isn't an exponent (m^2) or an index.
+_IN_TEXT = re.compile(
+    rf"(?:(?<![A-Za-z0-9_)\]}}%.^])(?P<sign>[+-])[{_CURRENCY}]?)?"
+    rf"(?<!\^)(?<!\^\{{)(?<!_\{{)(?<![A-Za-z0-9_]){_NUMBER}"
+)
+
+_PART = r"(?:\{[ ]{0,4}([+-]?[0-9.,]{1,300}+)[ ]{0,4}\}|[ ]{0,4}([0-9]))"
+_FRAC = re.compile(rf"\\[dtc]?frac{_PART}{_PART}")
+_TEXT = re.compile(
+    r"\\(?:text|textbf|textrm|textit|mbox|hbox|mathrm|mathbf|operatorname)[ ]?\{([^{}]{0,200}+)\}"
+    r"(?P<exponent>[ ]?\^[ ]?(?:\{[0-9]\}|[0-9]))?"
+)
+_DEGREES = re.compile(r"\^[ ]?\{?[ ]?\\circ[ ]?\}?|\\degree|\u00b0")
+_DROPPED = re.compile(rf"[{_CURRENCY}%]|\\[()\[\]]|\\displaystyle(?![A-Za-z])")
+_EQUALS = re.compile(r"(?<![<>!])=")
+_UNIT = re.compile(r"[A-Za-z]+(?:[ /-][A-Za-z]+){0,6}[ ]?(?:\^\{?[23]\}?|[\u00b2\u00b3])?")
+
+# A short word after a number is a unit only if it is one of these: "5 xy" is a product.
+_SHORT_UNITS = frozenset(
+    ["km", "cm", "mm", "kg", "mg", "ml", "lb", "oz", "ft", "in", "mi", "yd", "hr", "am", "pm"]
+)
+# Words that change the number, or make it one of several.
+_NO_UNITS = frozenset(
+    [
+        *("hundred", "thousand", "million", "billion", "trillion", "dozen", "dozens", "score"),
+        *("half", "halves", "and", "or", "to", "not", "plus", "minus", "times", "over", "mod"),
+        *("pi", "sqrt", "root", "squared", "cubed", "choose", "factorial", "sin", "cos", "tan"),
+        *("log", "exp"),
+    ]
+)
+
+_BOX = re.compile(r"\\(?:boxed|fbox)[ ]{0,4}\{|\\.|[{}]", re.DOTALL)
+_BARE_BOX = re.compile(r"\\boxed[ ]++([-+.0-9$\\][^\s{}]*+)")
+_MARKER = re.compile(r"(#++)[ \t]*+((?:final[ \t]++)?answer\b[ \t]*+:?)?", re.IGNORECASE)
+
+
+def boxed(text: str) -> str | None:
+    """The content of the last ``\\boxed{...}`` whose braces are balanced."""
+    stack: list[int] = []  # for each open brace where the content starts, or -1 if it is no box
+    start, end = -1, -1
+    for token in _BOX.finditer(text):
+        found = token.group()
+        if found[-1] == "{" and len(found) != 2:
+            stack.append(token.end() if len(found) > 2 else -1)
+        elif found == "}" and stack and (opened := stack.pop()) > start:
+            start, end = opened, token.start()
+    if start >= 0:
+        return text[start:end]
+    bare = _last(_BARE_BOX, text)
+    return bare[1] if bare else None
+
+
+def marked(text: str) -> list[str]:
+    """What follows each ``####`` or heading ``# Answer``: the rest of its line or the next one."""
+    ends = [m.end() for m in _MARKER.finditer(text) if len(m.group(1)) >= 4 or m.group(2)]
+    after = []
+    for end in ends[-MAX_MARKERS:]:
+        rest = text[end : end + 2 * MAX_LENGTH].lstrip()
+        if rest:
+            after.append(rest.split("\n", 1)[0].strip())
+    return after
+
+
+def last_number(text: str) -> Fraction | None:
+    """The last number of a running text; None if there is none, or it is absurdly large."""
+    match = _last(_IN_TEXT, _clean(text))
+    return _value(match) if match else None
+
+
+def parse(text: str) -> Fraction | None:
+    """The value of a text that is one number, with a unit or a currency at most."""
+    if len(text) > MAX_LENGTH:
+        return None
+    text = _TEXT.sub(_unit_dropped, _clean(text))
+    text = _DROPPED.sub("", _DEGREES.sub("", text))
+    text = _EQUALS.split(text)[-1].strip(" \t\r\n*_`").rstrip(".").rstrip()
+    match = _WHOLE_TEXT.fullmatch(text)
+    if match is None or not _is_unit(match["unit"]):
+        return None
+    return _value(match)
+
+
+def plain(text: str) -> str:
+    """A text to compare as it is: without white space and what LaTeX can do without."""
+    text = text.replace("\u2212", "-").replace("{,}", ",")
+    text = re.sub(r"\\\\|\\[!,;: ]|[\s~$]", lambda m: m[0] if m[0] == "\\\\" else "", text)
+    text = re.sub(r"\\(?:left|right|displaystyle)(?![A-Za-z])", "", text)
+    text = _TEXT.sub(lambda m: m[1] + (m["exponent"] or ""), text)
+    text = _DEGREES.sub("", re.sub(r"\\[dtc]frac", r"\\frac", text))
+    text = re.sub(r"(?<!\\)\{([A-Za-z0-9])\}", r"\1", text.replace("\\%", "").replace("%", ""))
+    text = text.rstrip(".")
+    # Some data sets kept the braces of a \\text{...} that they took away.
+    whole = re.fullmatch(r"\{([^{}]*)\}", text)
+    return whole[1] if whole else text
+
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    match = None
+    for found in pattern.finditer(text):
+        match = found
+    return match
+
+
+def _clean(text: str) -> str:
+    """One spelling of minus, thousands, spaces and fractions."""
+    text = text.replace("\u2212", "-").replace("{,}", ",").replace("\\!", "")
+    text = text.replace("\\$", "$").replace("\\%", "%")
+    text = re.sub(r"(?<=[0-9])\\,(?=[0-9])", "", text)
+    text = re.sub(r"\\[,;: ]|[~\u00a0\u202f]", " ", text)
+    return _FRAC.sub(_ratio, text)
+
+
+def _ratio(match: re.Match[str]) -> str:
+    """``8\\frac{4}{7}`` becomes "8 4/7"; a sign stays next to its fraction."""
+    top, bottom = match[1] or match[2], match[3] or match[4]
+    space = "" if match.string[match.start() - 1 : match.start()] in ("-", "+") else " "
+    return f"{space}{top.rstrip('.,')}/{bottom.rstrip('.,')} "
+
+
+def _unit_dropped(match: re.Match[str]) -> str:
+    inner = match[1]
+    harmless = not re.search("[0-9]", inner) and _NO_UNITS.isdisjoint(inner.lower().split())
+    return " " if harmless else inner
+
+
+def _is_unit(text: str) -> bool:
+    """Whether what follows a number may be ignored: nothing, or words after a space."""
+    words = text.strip()
+    if not words:
+        return True
+    if not text[0].isspace() or not _UNIT.fullmatch(words):
+        return False
+    names = re.findall("[A-Za-z]+", words.lower())
+    first = names[0]
+    return _NO_UNITS.isdisjoint(names) and (len(first) >= 3 or first in _SHORT_UNITS)
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+    """The number that was matched; None if it is a division by zero or beyond the bounds."""
+    try:
+        if match["whole"]:
+            value = _decimal(match["whole"]) + _decimal(match["over"]) / _decimal(match["under"])
+        elif match["top"]:
+            value = _decimal(match["top"]) / _decimal(match["bottom"])
+        elif match["base"]:
+            value = _decimal(match["factor"] or "1")
+            value *= _power(_decimal(match["base"]), match["power"] or match["digit"])
+        else:
+            value = _decimal(match["plain"])
+    except (ValueError, ZeroDivisionError):
+        return None
+    return -value if match["sign"] == "-" else value
+
+
+def _decimal(text: str) -> Fraction:
+    """Raises ValueError for what would need more than MAX_DIGITS digits."""
+    digits, _, exponent = text.replace(",", "").lower().partition("e")
+    if len(digits) > MAX_DIGITS:
+        raise ValueError("too many digits")
+    value = Fraction(digits)
+    return value * _power(Fraction(10), exponent) if exponent else value
+
+
+def _power(base: Fraction, exponent: str) -> Fraction:
+    sign, digits = exponent[0] == "-", exponent.lstrip("+-").lstrip("0") or "0"
+    if len(digits) > 3 or len(str(base.numerator)) * int(digits) > 2 * MAX_DIGITS:
+        raise ValueError("too large a power")
+    return base ** (-int(digits) if sign else int(digits))

@@ -1,0 +1,119 @@
+"""The parent's end of one worker: start it, talk to it without ever blocking, kill it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+from simko_mlx.verifiers import protocol
+
+# sys.path comes from the parent, so that the worker imports the same code; -P keeps a json.py in
+# the current folder from being taken for the library's.
+_BOOTSTRAP = (
+    "import json, sys; options = json.loads(sys.argv[1]); sys.path[:] = options['path']; "
+    "from simko_mlx.verifiers.worker import main; main(options)"
+)
+_CHUNK = 1 << 16
+
+
+class WorkerDied(Exception):
+    """The worker is gone, or speaks no sense."""
+
+
+class WorkerProcess:
+    """One worker. ``requests`` and ``replies`` are the descriptors to select on."""
+
+    def __init__(self, name: str, correct_at: float):
+        child_reads, self.requests = os.pipe()
+        self.replies, child_writes = os.pipe()
+        options = {
+            "name": name,
+            "correct_at": correct_at,
+            "parent": os.getpid(),
+            "path": [os.path.abspath(entry) for entry in sys.path],
+            "requests": child_reads,
+            "replies": child_writes,
+        }
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _BOOTSTRAP, json.dumps(options)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(child_reads, child_writes),
+                start_new_session=True,  # a terminal's Ctrl-C must not reach it
+            )
+        except BaseException:
+            os.close(self.requests)
+            os.close(self.replies)
+            raise
+        finally:
+            os.close(child_reads)
+            os.close(child_writes)
+        os.set_blocking(self.requests, False)
+        os.set_blocking(self.replies, False)
+        self._outgoing = memoryview(b"")
+        self._incoming = bytearray()
+        self._closed = False
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def sending(self) -> bool:
+        return len(self._outgoing) > 0
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Queues a message; flush() whenever ``requests`` is writable."""
+        self._outgoing = memoryview(protocol.encode(message))
+
+    def flush(self) -> None:
+        """Raises WorkerDied when the worker no longer reads."""
+        try:
+            while self._outgoing:
+                written = os.write(self.requests, self._outgoing[:_CHUNK])
+                self._outgoing = self._outgoing[written:]
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise WorkerDied(str(error)) from error
+
+    def receive(self) -> dict[str, Any] | None:
+        """The next message, or None while it isn't complete.
+
+        Raises:
+            WorkerDied: the worker ended, or sent what is no message.
+        """
+        try:
+            while data := os.read(self.replies, _CHUNK):
+                self._incoming += data
+            ended = True
+        except BlockingIOError:
+            ended = False
+        except OSError:
+            ended = True
+        try:
+            message = protocol.decode(self._incoming)
+        except ValueError as error:
+            raise WorkerDied("it sent no JSON") from error
+        if message is None and ended:
+            raise WorkerDied("it ended")
+        return message
+
+    def kill(self) -> None:
+        """Ends the worker and the processes of its session; returns within seconds at worst."""
+        if self._closed:
+            return
+        self._closed = True
+        os.close(self.requests)
+        os.close(self.replies)
+        # Not waited for yet, so its process id can't have been given to another.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=5)

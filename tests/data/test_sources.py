@@ -1,0 +1,100 @@
+"""Where problems come from: the table of sources, generators, and the user's own function."""
+
+import sys
+
+import pytest
+
+from simko_mlx.config import DataConfig
+from simko_mlx.data import Dataset, load
+from simko_mlx.types import UserError
+
+SOURCE = """
+from simko_mlx.data import Dataset
+from simko_mlx.types import Problem
+
+
+def rows(config):
+    for i in range(config.size):
+        yield {"prompt": f"{i}?", "answer": i}
+
+
+def problems(config):
+    return [Problem(str(i), ({"role": "user", "content": f"{i}?"},), "1") for i in range(9)]
+
+
+def dataset(config):
+    return Dataset(problems(config), [], ["made here"])
+
+
+def broken(config):
+    return {}["missing"]
+
+
+def wrong(config):
+    return "text"
+
+
+def wrong_elements(config):
+    return Dataset([{"prompt": "q"}], [])
+
+
+def bad_rows(config):
+    return [{"prompt": "q", "answer": "1"}, {"prompt": "q"}]
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    name = f"source_{abs(hash(tmp_path))}"
+    (tmp_path / f"{name}.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the current folder is added to it
+    return name
+
+
+def test_countdown_is_split_and_repeatable():
+    config = DataConfig(size=30, heldout=12)
+    dataset = load(config)
+    assert len(dataset.train) == 30 and len(dataset.heldout) == 12
+    assert dataset == load(config)
+    assert not {p.id for p in dataset.train} & {p.id for p in dataset.heldout}
+
+
+def test_countdown_too_large():
+    with pytest.raises(UserError, match=r"data\.size"):
+        load(DataConfig(size=1_000_000))
+
+
+def test_rows_of_a_users_function(module):
+    dataset = load(DataConfig(source=f"{module}:rows", size=20, heldout=4))
+    assert len(dataset.train) == 16 and len(dataset.heldout) == 4
+
+
+def test_problems_and_datasets_of_a_users_function(module):
+    assert len(load(DataConfig(source=f"{module}:problems", heldout=0)).train) == 9
+    dataset = load(DataConfig(source=f"{module}:dataset"))
+    assert isinstance(dataset, Dataset) and dataset.notes == ["made here"]
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("broken", r"raised KeyError: 'missing' at .*\.py:20"),
+        ("wrong", "returned a str"),
+        ("wrong_elements", "element 1 is a dict"),
+        ("bad_rows", r"row 2: data\.answer"),
+        ("rowz", "the nearest is rows"),
+    ],
+)
+def test_mistakes_in_a_users_function(module, function, words):
+    with pytest.raises(UserError, match=words):
+        load(DataConfig(source=f"{module}:{function}", heldout=0))
+
+
+def test_unknown_sources():
+    with pytest.raises(UserError, match="did you mean jsonl"):
+        load(DataConfig(source="json"))
+    with pytest.raises(UserError, match="no module 'no_such_module'"):
+        load(DataConfig(source="no_such_module:load"))
+    with pytest.raises(UserError, match=r"write it as package\.module:function"):
+        load(DataConfig(source="my/file.py:load"))
