@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from rich.cells import cell_len
+from rich.console import Console
 from rich.text import Text
 
 from simko_mlx.types import ScoredGroup, StepMetrics
@@ -93,7 +94,7 @@ class Screen:
 def render(screen: Screen, width: int, height: int) -> list[Text]:
     """At most ``height`` lines; what matters least goes first where there is no room."""
     top = [*_header(screen), _steps_bar(screen, width), _phase_bar(screen, width)]
-    bottom = _messages(screen)
+    bottom = _messages(screen, width)
     if screen.evaluation:
         bottom.insert(0, Text(screen.evaluation))
     room = max(0, height - len(top) - len(bottom))
@@ -198,11 +199,15 @@ def _wrap(text: str, width: int, room: int, style: str) -> list[Text]:
     return [Text(line, style=style) for line in lines[:room]]
 
 
-def _messages(screen: Screen) -> list[Text]:
-    return [
-        Text(
-            ("! " if ui.is_warning(text) else "") + ui.clean(text),
-            style="bold yellow" if ui.is_warning(text) else "",
-        )
-        for text in screen.messages[-2:]
-    ]
+def _messages(screen: Screen, width: int) -> list[Text]:
+    """The last two, the last of them in two lines if it needs them."""
+    lines: list[Text] = []
+    for room, text in zip((1, 2)[-len(screen.messages) :], screen.messages[-2:], strict=True):
+        warning = ui.is_warning(text)
+        words = Text(("! " if warning else "") + ui.clean(text), end="")
+        wrapped = list(words.wrap(Console(width=width), width))
+        if len(wrapped) > room:
+            wrapped[room - 1].append("…")
+        style = "bold yellow" if warning else ""
+        lines += [Text(line.plain, style=style) for line in wrapped[:room]]
+    return lines

@@ -141,7 +141,8 @@ def load(run_dir: Path, step: int | None = None) -> tuple[Path, dict[str, Any]] 
     step = found[-1] if step is None else step
     require(
         step in found,
-        f"{run_dir} has no checkpoint of step {step}; it has {', '.join(map(str, found)) or 'none'}.",
+        f"{run_dir} has no checkpoint of step {step}; it has: "
+        f"{', '.join(map(str, found)) or 'none'}.",
     )
     folder = step_folder(run_dir, step)
     problem = problem_with(folder)

@@ -19,8 +19,6 @@ from simko_mlx.types import require
 
 def execution(default: Any) -> Any:
     """A field that doesn't change what is computed, so that a resumed run may change it."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"execution": True})
     return field(default=default, metadata={"execution": True})
 
 
@@ -120,7 +118,7 @@ class OptimConfig:
 class EvalConfig:
     problems: int = execution(100)
     n: int = execution(16)  # completions per problem; at least twice the largest k
-    k: list[int] = execution([1, 2, 4, 8])
+    k: list[int] = field(default_factory=lambda: [1, 2, 4, 8], metadata={"execution": True})
     temperature: float = execution(1.0)
     every: int = execution(0)  # steps between small evaluations; 0: only before and after
     every_problems: int = execution(32)
@@ -219,7 +217,8 @@ def _positive(config: Config) -> None:
     for key in ("rollout.temperature", "eval.temperature", "verifier.timeout", "optim.eps"):
         require(values[key] > 0, f"{key} is {values[key]}: it must be greater than 0.")
     norm = values["optim.max_grad_norm"]
-    require(norm is None or norm > 0, f"optim.max_grad_norm is {norm}: use a positive norm or null.")
+    message = f"optim.max_grad_norm is {norm}: use a positive norm or null."
+    require(norm is None or norm > 0, message)
     for key in ("loss.alpha", "loss.entropy_quantile", "policy.lora_parameters.dropout"):
         require(0 <= values[key] <= 1, f"{key} is {values[key]}: it must lie between 0 and 1.")
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: at once where nothing is half done, and after the block where something is."""
+"""Ctrl-C and SIGTERM: at once where nothing is half done, else when that thing is done."""
 
 from __future__ import annotations
 

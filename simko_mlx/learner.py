@@ -18,13 +18,13 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import safetensors.numpy
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_map, tree_unflatten
 from mlx_lm.tuner.utils import build_schedule
 
 from simko_mlx.batching import completion_tokens, group_batch, has_signal, pad, token_batch
 from simko_mlx.config import Config, OptimConfig
 from simko_mlx.losses import LOSSES, find_loss
-from simko_mlx.policy import Policy
+from simko_mlx.policy import Policy, named_arrays
 from simko_mlx.types import ScoredGroup, TokenBatch, UserError
 
 
@@ -192,7 +192,7 @@ class Learner:
             (loss, metrics, logprobs), grads = self._value_and_grad(self.policy.model, batch)
             gradient = grads if gradient is None else tree_map(mx.add, gradient, grads)
             mx.eval(loss, metrics, logprobs, gradient)  # one microbatch in memory at a time
-            loss_sum += loss.item()
+            loss_sum += float(loss)
             self._record(prepared.scored, batch, metrics, logprobs, report)
         report.loss += loss_sum
         if gradient is not None and not math.isfinite(loss_sum):
@@ -210,13 +210,13 @@ class Learner:
         report: Report,
     ) -> None:
         for name, value in metrics.items():
-            report.sums[name] = report.sums.get(name, 0.0) + value.item()
-        report.tokens += batch.loss_mask.sum().item()
+            report.sums[name] = report.sums.get(name, 0.0) + float(value)
+        report.tokens += float(batch.loss_mask.sum())
         if report.updates == 0:  # the weights are still those that sampled
             decoded = pad([c.logprobs for c in scored.group.completions])
             real = pad([[1.0] * len(c.token_ids) for c in scored.group.completions])
-            gap = mx.where(real > 0, mx.abs(logprobs - decoded), 0.0).max().item()
-            report.decode_gap = max(report.decode_gap, gap)
+            gap = mx.where(real > 0, mx.abs(logprobs - decoded), 0.0).max()
+            report.decode_gap = max(report.decode_gap, float(gap))
 
     def _apply(self, gradient: Any, step: int, report: Report) -> None:
         limit = self.config.optim.max_grad_norm
@@ -237,8 +237,8 @@ class Learner:
 
     def state_file(self) -> bytes:
         """The optimizer's state as safetensors."""
-        flat = tree_flatten(self.optimizer.state)
-        return safetensors.numpy.save({name: np.array(value) for name, value in flat})
+        flat = named_arrays(self.optimizer.state)
+        return safetensors.numpy.save({name: np.array(value) for name, value in flat.items()})
 
     def load_state(self, data: bytes) -> None:
         """Restores what ``state_file`` wrote.
@@ -247,7 +247,8 @@ class Learner:
             UserError: it belongs to another set of trainable parameters.
         """
         arrays = safetensors.numpy.load(data)
-        expected = {name: value.shape for name, value in tree_flatten(self.optimizer.state)}
+        state = named_arrays(self.optimizer.state)
+        expected = {name: value.shape for name, value in state.items()}
         if {name: array.shape for name, array in arrays.items()} != expected:
             raise UserError(
                 "The checkpoint's optimizer state does not fit the policy: the model in the "

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -62,7 +62,7 @@ class Policy:
 
     @property
     def trainable(self) -> int:
-        return sum(v.size for _, v in tree_flatten(self.model.trainable_parameters()))
+        return sum(v.size for v in named_arrays(self.model.trainable_parameters()).values())
 
     def statistics(self, batch: TokenBatch, *, simko_k: int, temperature: float) -> HeadStatistics:
         """Statistics (B, T) of the batch's completion tokens under the current weights."""
@@ -89,14 +89,19 @@ class Policy:
 
     def trainable_arrays(self) -> dict[str, np.ndarray]:
         """Name -> float32 array of everything that trains, as mlx-lm names it."""
-        flat = tree_flatten(self.model.trainable_parameters())
-        return {name: np.array(value.astype(mx.float32)) for name, value in flat}
+        flat = named_arrays(self.model.trainable_parameters())
+        return {name: np.array(value.astype(mx.float32)) for name, value in flat.items()}
 
     def adapter_files(self) -> dict[str, bytes]:
         """The two files of an adapter as ``mlx_lm.load(adapter_path=...)`` reads them."""
         weights = safetensors.numpy.save(self.trainable_arrays(), metadata={"format": "mlx"})
         text = json.dumps(self.adapter_config, indent=2)
         return {"adapters.safetensors": weights, "adapter_config.json": text.encode() + b"\n"}
+
+
+def named_arrays(tree: Any) -> dict[str, mx.array]:
+    """A tree of parameters or optimizer state as dotted name -> array."""
+    return dict(cast(list[tuple[str, mx.array]], tree_flatten(tree)))
 
 
 def load_policy(config: Config, *, adapter: Path | None = None) -> Policy:
@@ -242,7 +247,8 @@ def _new_adapter(model: nn.Module, config: Config) -> dict[str, Any]:
 
 def _start_from(model: nn.Module, adapter: Path, config: Config) -> dict[str, Any]:
     for name in ("adapter_config.json", "adapters.safetensors"):
-        require((adapter / name).is_file(), f"{adapter} is not an mlx-lm adapter: it has no {name}.")
+        message = f"{adapter} is not an mlx-lm adapter: it has no {name}."
+        require((adapter / name).is_file(), message)
     check_safetensors(adapter / "adapters.safetensors")
     settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     kind = settings.get("fine_tune_type", "lora")
@@ -273,7 +279,7 @@ def _make_trainable(policy: Policy) -> None:
         if layers <= 0:
             model.unfreeze()
         else:
-            for layer in model.layers[-layers:]:
+            for layer in list(model.layers or [])[-layers:]:
                 layer.unfreeze()
     else:
         model.update(tree_map(lambda a: a.astype(mx.float32), model.trainable_parameters()))

@@ -220,7 +220,8 @@ class _Decoder:
         return chosen, picked - mx.logsumexp(logits, axis=-1)
 
     def _collect(self, tokens: mx.array, logprobs: mx.array, rows: list[_Row]) -> None:
-        for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
+        drawn = zip(rows, np.array(tokens).tolist(), np.array(logprobs).tolist(), strict=True)
+        for row, token, logprob in drawn:
             if not row.done:
                 row.tokens.append(token)
                 row.logprobs.append(logprob)

@@ -5,7 +5,8 @@ import json
 import random
 import sys
 import time
-from functools import partial
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import nanochat
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from simko_mlx.data.countdown import STRATEGIES, chains, puzzles
+from simko_mlx.data.countdown import STRATEGIES, chains, split_of
 
 BOS, EOS, PAD, UNK = "<s>", ".", "<pad>", "<unk>"
 # Numbers come first, so that the id of a number is the number.
@@ -27,10 +28,10 @@ PROMPT_LENGTH = 7
 MODEL = {
     "model_type": "nanochat",
     "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "intermediate_size": 256,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
+    "num_hidden_layers": 3,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
     "vocab_size": len(VOCABULARY),
     "max_position_embeddings": 64,
     "rope_theta": 10000.0,
@@ -44,29 +45,42 @@ MODEL = {
 class TraceSampler:
     """Batches of pretraining text: prompt and response of "train" problems, as token ids.
 
-    A share `noise` of the responses are valid chains drawn without regard to the target; the rest
-    are correct. Strategies are equally frequent. Rows all have the same length.
+    A share `noise` of the responses are chains with right arithmetic drawn without regard to the
+    target; the rest are correct. A share `shared` of the prompts can be solved under more than one
+    strategy (such problems are never posed later, but teach the same search); in the others all
+    strategies are equally frequent. All rows have the same length.
     """
 
-    def __init__(self, noise: float, seed: int):
-        self.noise = noise
+    def __init__(self, noise: float, seed: int, shared: float = 0.0):
+        self.noise, self.shared = noise, shared
         self.rng = random.Random(seed)
-        self.pools: dict[str, list[tuple[list[list[int]], list[list[int]]]]] = {
-            strategy: [] for strategy in STRATEGIES
+        self.pools: dict[str, list[tuple[list[str], list[str]]]] = {
+            pool: [] for pool in (*STRATEGIES, "shared")
         }
-        for puzzle in puzzles("train"):
-            rows = [
-                [encode(f"{BOS} {puzzle.prompt} {text} {EOS}") for text in texts]
-                for texts in (puzzle.solutions, [chain.text for chain in chains(puzzle.numbers)])
-            ]
-            self.pools[puzzle.strategy].append((rows[0], rows[1]))
+        for numbers in product(range(1, 10), repeat=3):
+            self._add_prompts(numbers)
+
+    def _add_prompts(self, numbers: tuple[int, ...]) -> None:
+        valid = chains(numbers)
+        a, b, c = numbers
+        for target in sorted({chain.result for chain in valid} - {0}):
+            if split_of(numbers, target) != "train":
+                continue
+            solving = [chain for chain in valid if chain.result == target]
+            strategies = {chain.strategy for chain in solving}
+            pool = strategies.pop() if len(strategies) == 1 else "shared"
+            prompt = f"{BOS} {a} {b} {c} > {target} :"
+            correct = [f"{prompt} {chain.text} {EOS}" for chain in solving]
+            any_valid = [f"{prompt} {chain.text} {EOS}" for chain in valid]
+            self.pools[pool].append((correct, any_valid))
 
     def batch(self, size: int) -> np.ndarray:
         """`size` rows of int32 token ids."""
         rng, rows = self.rng, []
         for _ in range(size):
-            solutions, valid = rng.choice(self.pools[rng.choice("LRO")])
-            rows.append(rng.choice(valid if rng.random() < self.noise else solutions))
+            pool = "shared" if rng.random() < self.shared else rng.choice("LRO")
+            correct, any_valid = rng.choice(self.pools[pool])
+            rows.append(encode(rng.choice(any_valid if rng.random() < self.noise else correct)))
         return np.array(rows, dtype=np.int32)
 
 
@@ -81,34 +95,53 @@ def response_loss(model: nn.Module, rows: mx.array) -> mx.array:
     return nn.losses.cross_entropy(logits, rows[:, PROMPT_LENGTH:], reduction="mean")
 
 
-def pretrain(args: argparse.Namespace) -> nn.Module:
-    """Train a fresh model on the CPU or GPU that mlx uses by default; progress on stderr."""
-    mx.random.seed(args.seed)
-    model = nanochat.Model(nanochat.ModelArgs.from_dict(MODEL))
-    mx.eval(model.parameters())
-    warmup = min(50, args.steps // 2)
-    schedule = optim.join_schedules(
-        [
-            optim.linear_schedule(0.0, args.learning_rate, max(warmup, 1)),
-            optim.cosine_decay(args.learning_rate, args.steps - warmup, 0.02 * args.learning_rate),
-        ],
-        [warmup],
-    )
+@dataclass(frozen=True)
+class Stage:
+    """One of the two stages of pretraining; `weight_decay` and the peak rate are AdamW's."""
+
+    name: str
+    steps: int
+    learning_rate: float
+    weight_decay: float
+    traces: TraceSampler
+
+
+def run_stage(model: nn.Module, stage: Stage, batch_size: int) -> None:
+    """Train `model` in place: short warm-up, then cosine decay; progress on stderr."""
+    peak, warmup = stage.learning_rate, min(50, stage.steps // 2)
+    ramp = optim.linear_schedule(0.0, peak, max(warmup, 1))
+    decay = optim.cosine_decay(peak, stage.steps - warmup, 0.02 * peak)
     optimizer = optim.AdamW(
-        learning_rate=schedule, weight_decay=args.weight_decay, bias_correction=True
+        learning_rate=optim.join_schedules([ramp, decay], [warmup]),
+        betas=[0.9, 0.99],
+        weight_decay=stage.weight_decay,
+        bias_correction=True,
     )
     loss_and_grad = nn.value_and_grad(model, response_loss)
-    traces = TraceSampler(args.noise, args.seed)
     started, losses = time.monotonic(), []
-    for step in range(1, args.steps + 1):
-        loss, grads = loss_and_grad(model, mx.array(traces.batch(args.batch_size)))
+    for step in range(1, stage.steps + 1):
+        loss, grads = loss_and_grad(model, mx.array(stage.traces.batch(batch_size)))
         grads, _ = optim.clip_grad_norm(grads, 1.0)
         optimizer.update(model, grads)
         mx.eval(model.state, optimizer.state, loss)
         losses.append(loss.item())
-        if step % 100 == 0 or step == args.steps:
+        if step % 100 == 0 or step == stage.steps:
             mean, seconds = np.mean(losses[-100:]), time.monotonic() - started
-            sys.stderr.write(f"step {step}/{args.steps}  loss {mean:.4f}  {seconds:.0f} s\n")
+            progress = f"{stage.name} {step}/{stage.steps}  loss {mean:.4f}  {seconds:.0f} s"
+            sys.stderr.write(progress + "\n")
+
+
+def pretrain(args: argparse.Namespace) -> nn.Module:
+    """A fresh model, taught to search and then diluted with aimless traces."""
+    mx.random.seed(args.seed)
+    model = nanochat.Model(nanochat.ModelArgs.from_dict(MODEL))
+    mx.eval(model.parameters())
+    # The strong weight decay is what makes the search carry over to held-out problems.
+    search = TraceSampler(0.0, args.seed, shared=0.4)
+    run_stage(model, Stage("search", args.steps, 5e-3, 1.0, search), args.batch_size)
+    dilution = TraceSampler(args.noise, args.seed + 1)
+    steps = max(1, args.steps // 15)
+    run_stage(model, Stage("dilution", steps, 1e-3, 0.1, dilution), args.batch_size)
     return model
 
 
@@ -152,11 +185,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m simko_mlx.assets.pretrain")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--weight-decay", type=float, default=0.1)
-    parser.add_argument("--noise", type=float, default=0.5, help="share of aimless traces")
+    parser.add_argument("--steps", type=int, default=4500, help="of the first stage")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--noise", type=float, default=0.55, help="share of aimless traces")
     args = parser.parse_args(argv)
     save(pretrain(args), args.out)
 

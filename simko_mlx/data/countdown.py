@@ -48,7 +48,7 @@ class Puzzle:
     arithmetic, correct or not (at most 27).
     """
 
-    numbers: tuple[int, int, int]
+    numbers: tuple[int, ...]
     target: int
     strategy: str
     solutions: tuple[str, ...]

@@ -117,7 +117,8 @@ def simko_loss(
         ("old_logprobs", old_logprobs, (rows, width)),
     ):
         if array.shape != shape:
-            raise ValueError(f"{name} has shape {array.shape}, but logits {logits.shape} need {shape}")
+            given = f"{name} has shape {array.shape}"
+            raise ValueError(f"{given}, but logits of shape {logits.shape} need {shape}")
     flat = logits.reshape(-1, vocabulary)
     stats = logit_statistics(flat, tokens.reshape(-1), simko_k=simko_k, temperature=temperature)
     mask = (mask > 0).astype(mx.float32)

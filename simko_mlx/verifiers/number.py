@@ -21,7 +21,10 @@ from simko_mlx.verifiers.numbers import boxed, last_number, marked, parse, plain
 
 
 def verify(completion: str, answer: str, columns: Mapping[str, Any]) -> Verdict:
-    """Reward 1.0 or 0.0, None for a problem without answer; ``detail`` says what was read instead of the answer."""
+    """Reward 1.0 or 0.0, or None where the problem has no answer to compare with.
+
+    ``detail`` says what was read instead of the answer.
+    """
     gold_text = _gold(answer)
     if not gold_text.strip():  # as of a solution that ends in an empty box
         return Verdict(None, False, "the problem has no answer")

@@ -349,7 +349,7 @@ time.sleep(20)
 
 
 def parent(folder, function):
-    """A small process of its own session that holds a pool; and its worker's process id."""
+    """A small process of its own session that holds a pool; its output, and its worker's process id."""
     process = subprocess.Popen(
         [sys.executable, "-c", PARENT, function],
         cwd=folder,
@@ -360,12 +360,12 @@ def parent(folder, function):
     )
     assert process.stdout is not None
     (pid,) = json.loads(process.stdout.readline())
-    return process, pid
+    return process, process.stdout, pid
 
 
 @pytest.mark.parametrize("function", ["always_sleeps", "echo"])
 def test_a_worker_ends_when_its_parent_is_killed(module, tmp_path, function):
-    process, pid = parent(tmp_path, function)
+    process, output, pid = parent(tmp_path, function)
     try:
         time.sleep(0.3)
         process.kill()
@@ -373,7 +373,7 @@ def test_a_worker_ends_when_its_parent_is_killed(module, tmp_path, function):
         assert gone(pid, 4.0)  # sooner than its sleep of 5 seconds is over
     finally:
         process.kill()
-        process.stdout.close()
+        output.close()
 
 
 def test_the_watching_thread_alone_ends_an_orphan(module, tmp_path):
@@ -392,16 +392,16 @@ def test_the_watching_thread_alone_ends_an_orphan(module, tmp_path):
 
 
 def test_a_terminals_interrupt_does_not_reach_the_workers(module, tmp_path):
-    process, pid = parent(tmp_path, "sleeps")
+    process, output, pid = parent(tmp_path, "sleeps")
     try:
         time.sleep(0.3)
         os.killpg(process.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
-        assert process.stdout.readline().startswith("interrupted")
+        assert output.readline().startswith("interrupted")
         assert gone(pid)  # the parent ended the call, and with it the busy worker
     finally:
         process.kill()
         process.wait(timeout=10)
-        process.stdout.close()
+        output.close()
 
 
 def test_a_worker_ignores_an_interrupt(module):
