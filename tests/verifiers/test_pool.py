@@ -349,7 +349,7 @@ time.sleep(20)
 
 
 def parent(folder, function):
-    """A small process of its own session that holds a pool; its output, and its worker's process id."""
+    """A small process of its own session with a pool; its output; its worker's process id."""
     process = subprocess.Popen(
         [sys.executable, "-c", PARENT, function],
         cwd=folder,
