@@ -149,9 +149,7 @@ def load(run_dir: Path, step: int | None = None) -> tuple[Path, dict[str, Any]] 
     if problem:
         earlier = [s for s in found if s < step and not problem_with(step_folder(run_dir, s))]
         fix = f"continue from step {earlier[-1]}" if earlier else "start the run again"
-        raise UserError(
-            f"Checkpoint {folder} is damaged: {problem}; remove that folder to {fix}."
-        )
+        raise UserError(f"Checkpoint {folder} is damaged: {problem}; remove that folder to {fix}.")
     return folder, json.loads((folder / "state.json").read_bytes())
 
 

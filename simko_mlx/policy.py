@@ -156,9 +156,7 @@ def find_model(name: str) -> Path:
         require(not looks_local, f"model is {name!r}: there is no such folder.")
         path = _from_hub(name)
     require(path.is_dir(), f"model is {name!r}: it must be a folder, as mlx_lm.convert makes it.")
-    require(
-        (path / "config.json").is_file(), f"model is {name!r}: that folder has no config.json."
-    )
+    require((path / "config.json").is_file(), f"model is {name!r}: that folder has no config.json.")
     weights = sorted(path.glob("model*.safetensors"))
     require(bool(weights), f"model is {name!r}: that folder has no model*.safetensors.")
     for file in weights:
@@ -203,11 +201,14 @@ def check_safetensors(path: Path) -> None:
 
 
 def _load(path: Path, name: str) -> tuple[nn.Module, Any]:
+    from huggingface_hub.errors import StrictDataclassError
+
+    usual = (ValueError, KeyError, TypeError, OSError, AttributeError, RuntimeError)
     try:
         model, config = load_model(path)
         return model, load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
-    except (ValueError, KeyError, TypeError, OSError, AttributeError, RuntimeError) as error:
-        # mlx-lm lets whatever its model files raise come through.
+    except (*usual, StrictDataclassError) as error:
+        # mlx-lm and transformers let through whatever a model's files make them raise.
         text = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"mlx-lm can't load the model {name}: {text}.") from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import jinja2
 
 from simko_mlx.config import PromptConfig
 from simko_mlx.types import Problem, UserError, require
+
+_NOW = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 
 
 class PromptEncoder:
@@ -82,12 +85,15 @@ class PromptEncoder:
         return messages
 
     def _render(self, problem: Problem, messages: list[dict[str, str]]) -> str:
-        template = str(self.tokenizer.chat_template)
+        template = self.tokenizer.chat_template
         kwargs: dict[str, Any] = {}
-        if "strftime_now" in template:
-            kwargs["strftime_now"] = self.date.strftime
-        if "date_string" in template:
-            kwargs["date_string"] = self.date.strftime("%d %b %Y")
+        if isinstance(template, str):
+            # transformers passes no functions into templates, so the calls are written out.
+            kwargs["chat_template"] = _NOW.sub(
+                lambda call: json.dumps(self.date.strftime(call[2])), template
+            )
+            if "date_string" in template:
+                kwargs["date_string"] = self.date.strftime("%d %b %Y")
         try:
             text = self.tokenizer.apply_chat_template(
                 messages,

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from simko_mlx.types import LENGTH, STOP, Completion, Problem, RolloutGroup
 
@@ -80,21 +80,71 @@ def rollout(
         for p, (problem, _) in enumerate(prompts)
         for g in range(sampling.group_size)
     ]
+    ragged = can_decode_ragged(policy.model)
     prefilled: dict[int, list[Any]] = {}
-    width = sampling.batch_size
-    for start in range(0, len(rows), width):
-        batch = rows[start : start + width]
+    finished = 0
+    for batch in _batches(rows, [len(ids) for _, ids in prompts], sampling.batch_size, ragged):
         wanted = {row.problem for row in batch}
         # A group may span two batches; its prompt is still prefilled only once.
         prefilled = {p: c for p, c in prefilled.items() if p in wanted}
         for p in sorted(wanted - prefilled.keys()):
             prefilled[p] = _prefill(policy.model, prompts[p][1], sampling.prefill_chunk)
         decoder = _Decoder(policy, sampling, [prompts[row.problem][1][-1] for row in batch], batch)
-        for part in decoder.run(prefilled):
+        for part in decoder.run(prefilled, ragged):
             if progress is not None:
-                done = start + part
-                progress(done, len(rows), sum(len(row.tokens) for row in rows))
+                progress(finished + part, len(rows), sum(len(row.tokens) for row in rows))
+        finished += len(batch)
     return _groups(policy, prompts, rows, sampling.group_size)
+
+
+def _batches(
+    rows: list[_Row], lengths: list[int], width: int, ragged: bool
+) -> Iterator[list[_Row]]:
+    """Rows in order, at most ``width`` at a time, and of one prompt length unless ``ragged``."""
+    start = 0
+    while start < len(rows):
+        end = min(start + width, len(rows))
+        if not ragged:
+            first = lengths[rows[start].problem]
+            different = (i for i in range(start, end) if lengths[rows[i].problem] != first)
+            end = next(different, end)
+        yield rows[start:end]
+        start = end
+
+
+def can_decode_ragged(model: nn.Module) -> bool:
+    """Whether rows of different lengths can share a batch; tried once per model.
+
+    Some architectures can't take the mask that left-padded rows need, and some caches can't be
+    merged. The merged batch has to reproduce the rows decoded alone.
+    """
+    known = _RAGGED.get(id(model))
+    if known is None or known[0] is not model:
+        known = (model, _try_ragged(model))
+        _RAGGED[id(model)] = known
+    return known[1]
+
+
+_RAGGED: dict[int, tuple[nn.Module, bool]] = {}
+
+
+def _try_ragged(model: nn.Module) -> bool:
+    prompts, last = [(1, 2, 3, 4, 5), (1, 2)], mx.array([[1], [2]])
+    caches = [_prefill(model, (*prompt, 0), 512) for prompt in prompts]
+    if not all(hasattr(cache, "merge") for cache in caches[0]):
+        return False
+    alone = [
+        model(last[i : i + 1], cache=_prefill(model, (*prompt, 0), 512))
+        for i, prompt in enumerate(prompts)
+    ]
+    merged = [type(c).merge([c, d]) for c, d in zip(*caches, strict=True)]
+    try:
+        together = model(last, cache=merged)
+    except ValueError:  # shapes that don't broadcast
+        return False
+    expected = mx.concatenate(alone).astype(mx.float32)
+    error = mx.abs(together.astype(mx.float32) - expected).max().item()
+    return bool(error <= 0.05 * mx.abs(expected).max().item())
 
 
 def _groups(
@@ -136,6 +186,13 @@ def _size_caches(caches: list[Any], tokens: int) -> None:
             cache.step = max(1, tokens)
 
 
+def _keep_rows(cache: Any, keep: mx.array) -> None:
+    if hasattr(cache, "filter"):
+        cache.filter(keep)
+    elif not cache.empty():
+        cache.keys, cache.values = cache.keys[keep], cache.values[keep]
+
+
 class _Decoder:
     """Decodes one batch of rows to their ends, compacting as rows finish."""
 
@@ -146,38 +203,58 @@ class _Decoder:
         self.rows = rows
         self.last = last
 
-    def run(self, prefilled: dict[int, list[Any]]) -> Any:
+    def run(self, prefilled: dict[int, list[Any]], ragged: bool) -> Iterator[int]:
         """Yields the number of finished rows after each token."""
-        sample = next(iter(prefilled.values()))
-        if all(hasattr(cache, "merge") for cache in sample):
-            yield from self._decode(self._fan_out(prefilled), self.rows, self.last)
-            return
-        # Caches that can't be merged (chunked attention): one row at a time, same tokens.
-        for row, last in zip(self.rows, self.last, strict=True):
-            caches = copy.deepcopy(prefilled[row.problem])
-            for _ in self._decode(caches, [row], [last]):
-                pass
-            yield sum(r.done for r in self.rows)
+        lengths = {cache[0].size() for cache in prefilled.values()}
+        plain = all(type(c) is KVCache for caches in prefilled.values() for c in caches)
+        if plain and len(lengths) == 1:
+            yield from self._decode(self._repeat(prefilled), self.rows, self.last)
+        elif ragged:
+            yield from self._decode(self._merge(prefilled), self.rows, self.last)
+        else:  # e.g. chunked attention: one row at a time, the same tokens
+            for row, last in zip(self.rows, self.last, strict=True):
+                caches = copy.deepcopy(prefilled[row.problem])
+                for _ in self._decode(caches, [row], [last]):
+                    pass
+                yield sum(r.done for r in self.rows)
 
-    def _fan_out(self, prefilled: dict[int, list[Any]]) -> list[Any]:
-        """One batched cache per layer with a row for each completion."""
-        order = sorted(prefilled)
-        place = {p: i for i, p in enumerate(order)}
-        index = [place[row.problem] for row in self.rows]
+    def _repeat(self, prefilled: dict[int, list[Any]]) -> list[Any]:
+        """Prompts of one length: plain caches with a row per completion, which need no mask."""
+        order, index = self._places(prefilled)
+        repeated = []
+        for layer in zip(*(prefilled[p] for p in order), strict=True):
+            cache = KVCache()
+            if not layer[0].empty():
+                parts = [c.keys_and_values() for c in layer]
+                cache.keys = mx.concatenate([k for k, _ in parts])[index]
+                cache.values = mx.concatenate([v for _, v in parts])[index]
+                cache.offset = layer[0].offset
+            repeated.append(cache)
+        _size_caches(repeated, self.sampling.max_completion_length)
+        return repeated
+
+    def _merge(self, prefilled: dict[int, list[Any]]) -> list[Any]:
+        """One left-padded cache per layer with a row for each completion."""
+        order, index = self._places(prefilled)
         merged = []
-        for layer in range(len(prefilled[order[0]])):
-            caches = [prefilled[p][layer] for p in order]
-            batch = type(caches[0]).merge(caches)
+        for layer in zip(*(prefilled[p] for p in order), strict=True):
+            batch = type(layer[0]).merge(layer)
             if hasattr(batch, "filter"):
-                batch.filter(mx.array(index))  # repeats rows as well as it drops them
+                batch.filter(index)  # repeats rows as well as it drops them
             else:
-                batch = type(caches[0]).merge([caches[i] for i in index])
+                batch = type(layer[0]).merge([layer[i] for i in index.tolist()])
             merged.append(batch)
         _size_caches(merged, self.sampling.max_completion_length)
         return merged
 
-    def _decode(self, caches: list[Any], rows: list[_Row], last: list[int]) -> Any:
-        can_filter = all(hasattr(cache, "filter") for cache in caches)
+    def _places(self, prefilled: dict[int, list[Any]]) -> tuple[list[int], mx.array]:
+        """The problems in order, and for each row the place of its problem among them."""
+        order = sorted(prefilled)
+        place = {p: i for i, p in enumerate(order)}
+        return order, mx.array([place[row.problem] for row in self.rows])
+
+    def _decode(self, caches: list[Any], rows: list[_Row], last: list[int]) -> Iterator[int]:
+        can_filter = all(hasattr(c, "filter") or type(c) is KVCache for c in caches)
         tokens = mx.array(last, dtype=mx.int32)
         pending: tuple[mx.array, mx.array, list[_Row]] | None = None
         for position in range(self.sampling.max_completion_length):
@@ -193,7 +270,7 @@ class _Decoder:
                 if can_filter and len(alive) <= COMPACT_AT * len(rows):
                     keep = mx.array(alive)
                     for cache in caches:
-                        cache.filter(keep)
+                        _keep_rows(cache, keep)
                     tokens, logprobs = tokens[keep], logprobs[keep]
                     rows = [rows[i] for i in alive]
             pending = (tokens, logprobs, rows)

@@ -16,7 +16,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SHIPPED = ("simko_mlx", "cli", "configs", "scripts", "tests", "docs", "benchmarks")
-SHIPPED_FILES = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "Makefile")
+SHIPPED_FILES = (
+    *("pyproject.toml", "MANIFEST.in", "Makefile"),
+    *("README.md", "LICENSE", "CHANGELOG.md"),
+)
 
 
 def setuptools_major() -> int:
@@ -136,6 +139,7 @@ def test_each_linux_and_each_mac_gets_one_mlx():
 def test_the_version_of_the_package_is_the_projects():
     import simko_mlx
 
-    assert getattr(simko_mlx, "__version__", PROJECT["project"]["version"]) == (
-        PROJECT["project"]["version"]
+    assert (
+        getattr(simko_mlx, "__version__", PROJECT["project"]["version"])
+        == (PROJECT["project"]["version"])
     )

@@ -17,9 +17,7 @@ def test_statistics_match_float64(vocabulary, temperature):
     logits = (rng.normal(size=(7, vocabulary)) * 3).astype(np.float32)
     tokens = rng.integers(0, vocabulary, size=7)
     tokens[0] = logits[0].argmax()
-    stats = logit_statistics(
-        mx.array(logits), mx.array(tokens), simko_k=4, temperature=temperature
-    )
+    stats = logit_statistics(mx.array(logits), mx.array(tokens), simko_k=4, temperature=temperature)
     k = min(4, vocabulary)
     for i in range(7):
         z = logits[i].astype(np.float64) / temperature

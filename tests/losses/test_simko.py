@@ -86,9 +86,7 @@ def test_matches_the_authors_code(path, name):
     assert float(c["rank1_scale"]) == 1.1 and float(c["clip"]) == 0.2
     s = Settings(k=int(c["k"]), alpha=float(c["alpha"]), tau=float(c["tau"]))
     s.temperature = float(c["temperature"])
-    arrays = [
-        c[n] for n in ("logits", "tokens", "mask", "advantages", "correct", "old_logprobs")
-    ]
+    arrays = [c[n] for n in ("logits", "tokens", "mask", "advantages", "correct", "old_logprobs")]
     expected = float(c["loss"]), c["dlogits"]
     assert_close(run(*arrays, s), expected)
     # The oracle is checked against the authors as well, since other cases rest on it.

@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import simko_mlx  # noqa: F401  before mlx.core, so that OpenBLAS is found first
+
+
+@pytest.fixture(scope="session")
+def qwen2(tmp_path_factory) -> Path:
+    """A small random Qwen2 with a chat template and a tied head."""
+    from tests.models import make_model
+
+    return make_model(tmp_path_factory.mktemp("qwen2"))
