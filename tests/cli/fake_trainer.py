@@ -10,13 +10,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from fakes import INFO, evaluated, evaluation, group, step  # type: ignore[import-not-found]
-
 from cli.main import app
 from simko_mlx.config import Config
 from simko_mlx.types import UserError
+from tests.cli.fakes import INFO, evaluated, evaluation, group, step
 
 fake: Any = ModuleType("simko_mlx.trainer")
 

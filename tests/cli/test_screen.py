@@ -1,17 +1,13 @@
 from __future__ import annotations
 
 import io
-import sys
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from cli import live, screen, summary, ui
 from simko_mlx.metrics import Interval
-
-sys.path.insert(0, str(Path(__file__).parent))
-from fakes import INFO, evaluation, group, step  # type: ignore[import-not-found]  # noqa: E402
+from tests.cli.fakes import INFO, evaluation, group, step
 
 
 def filled(text: str = "L 3 + 5 = 8 * 2 = 16", prompt: str = "3 5 2 > 16 :") -> screen.Screen:
