@@ -1,4 +1,4 @@
-"""Scored groups -> token batches. Pure: token ids are those that were sampled, never re-tokenised."""
+"""Scored groups -> token batches. Token ids are those that were sampled, never re-tokenised."""
 
 from __future__ import annotations
 

@@ -1,0 +1,418 @@
+"""The loop as a whole, on the embedded model."""
+
+from __future__ import annotations
+
+import json
+
+import mlx.core as mx
+import mlx_lm
+import numpy as np
+import pytest
+
+from simko_mlx import checkpoint, learner
+from simko_mlx.advantages import group_advantages
+from simko_mlx.batching import completion_tokens
+from simko_mlx.config import LossConfig
+from simko_mlx.config_sources import from_run
+from simko_mlx.learner import Learner, make_optimizer
+from simko_mlx.losses import find_loss
+from simko_mlx.policy import EMBEDDED, load_policy
+from simko_mlx.rollout import Sampling, rollout
+from simko_mlx.trainer import train
+from simko_mlx.types import Problem, ScoredGroup, UserError, Verdict
+from tests.runs import Recorder, metrics, run, small_config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    config = small_config(eval__every=2, eval__every_problems=4, eval__every_n=2)
+    summary, recorder = run(config, folder)
+    return folder, config, summary, recorder
+
+
+def test_the_run_directory_is_complete(finished):
+    folder, config, summary, recorder = finished
+    assert summary.step == 4 and checkpoint.steps(folder)[-1] == 4
+    assert from_run(folder / "config.yaml").loss.alpha == 0.1
+    assert from_run(folder / "config.yaml").prompt.date  # pinned
+    assert "mlx" in json.loads((folder / "env.json").read_text())
+    rows = metrics(folder)
+    assert [r["step"] for r in rows if "reward/mean" in r] == [1, 2, 3, 4]
+    tiers = [(r["step"], r["eval/tier"]) for r in rows if "eval/tier" in r]
+    assert tiers == [(0, "full"), (2, "small"), (4, "small"), (4, "full")]
+    rollouts = [json.loads(x) for x in (folder / "rollouts.jsonl").read_text().splitlines()]
+    assert len(rollouts) == 4 * 4 * 4
+    assert {"text", "token_ids", "reward", "advantage", "problem", "sample"} <= set(rollouts[0])
+    assert recorder.info["stop_tokens"] and recorder.info["trainable"] > 0
+    assert not list(folder.rglob(".tmp-*"))
+
+
+def test_the_adapter_loads_in_mlx_lm_and_differs_from_the_base(finished):
+    folder, *_ = finished
+    row = mx.array([[1, 4, 6, 3]])
+    base = mlx_lm.load(str(EMBEDDED))[0](row)
+    for adapter in (folder / "adapters", checkpoint.step_folder(folder, 4)):
+        tuned, tokenizer = mlx_lm.load(str(EMBEDDED), adapter_path=str(adapter))[:2]
+        assert mx.abs(tuned(row) - base).max().item() > 1e-4
+        assert mlx_lm.generate(tuned, tokenizer, "3 5 2 > 16 :", max_tokens=3)
+
+
+def test_base_and_trained_are_evaluated_on_the_same_problems(finished):
+    _, config, summary, _ = finished
+    assert summary.base.problem_ids == summary.trained.problem_ids
+    assert summary.base.problems == 6 and summary.base.n == 4
+    assert set(summary.base.pass_at_k) == {1, 2}
+    assert summary.base.chance is not None and 0 < summary.base.chance[1] < 0.2
+    assert summary.base.label == "base" and summary.trained.label == "step 4"
+
+
+def test_the_best_checkpoint_is_kept(finished):
+    folder, _, summary, _ = finished
+    rows = [r for r in metrics(folder) if r.get("eval/tier") == "small"]
+    best = max(rows, key=lambda r: r["eval/pass@1"])
+    assert summary.best_step == best["step"]
+    assert best["step"] in checkpoint.steps(folder)
+
+
+def test_the_same_seed_gives_the_same_run(finished, tmp_path):
+    folder, config, *_ = finished
+    run(config, tmp_path / "again")
+    assert metrics(folder) == metrics(tmp_path / "again")
+    for name in ("adapters/adapters.safetensors", "rollouts.jsonl"):
+        assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    config = small_config(seed=1)
+    run(config, tmp_path / "other")
+    one = (folder / "adapters" / "adapters.safetensors").read_bytes()
+    assert one != (tmp_path / "other" / "adapters" / "adapters.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("loss", ["grpo", "simko"])
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("updates", [(1, 1), (2, 2)])
+def test_every_loss_tunes_lora_and_full_with_one_and_several_updates(tmp_path, loss, kind, updates):
+    config = small_config(
+        loss__name=loss,
+        policy__fine_tune_type=kind,
+        optim__minibatches=updates[0],
+        optim__num_iterations=updates[1],
+        optim__learning_rate=1e-3 if kind == "lora" else 1e-4,
+        steps=2,
+        eval__before=False,
+        eval__after=False,
+    )
+    summary, recorder = run(config, tmp_path / "run")
+    assert summary.base is None and summary.trained is None
+    rows = [r for r in metrics(tmp_path / "run")]
+    assert all(np.isfinite(v) for r in rows for v in r.values())
+    assert sum(r["optim/updates"] for r in rows) >= updates[0] * updates[1]
+    assert all(r["loss/decode_gap"] < 1e-3 for r in rows)
+
+
+def test_resume_equals_an_uninterrupted_run(finished, tmp_path):
+    folder, *_ = finished
+    keys = {"eval__every": 2, "eval__every_problems": 4, "eval__every_n": 2}
+    part = tmp_path / "part"
+    run(small_config(steps=2, **keys), part)
+    (part / "metrics.jsonl").open("a").write('{"step": 3, "torn')  # as a killed process leaves it
+    run(small_config(steps=4, **keys), part, resume=True)
+    for name in ("adapters/adapters.safetensors", "rollouts.jsonl"):
+        assert (folder / name).read_bytes() == (part / name).read_bytes()
+    steps = [r for r in metrics(part) if "reward/mean" in r]
+    assert steps == [r for r in metrics(folder) if "reward/mean" in r]
+    optimizer = "optimizer.safetensors"
+    a, b = (checkpoint.step_folder(f, 4) / optimizer for f in (folder, part))
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_resume_with_dropout_several_updates_and_a_schedule(tmp_path):
+    keys = {
+        "policy__lora_parameters__dropout": 0.2,
+        "optim__minibatches": 2,
+        "optim__num_iterations": 2,
+        "optim__lr_schedule": {"name": "cosine_decay", "arguments": [1e-3, 10], "warmup": 2},
+        "loss__kl_coef": 0.05,
+        "eval__before": False,
+        "eval__after": False,
+    }
+    run(small_config(**keys), tmp_path / "whole")
+    run(small_config(**{**keys, "steps": 2}), tmp_path / "part")
+    run(small_config(**keys), tmp_path / "part", resume=True)
+    name = "adapters/adapters.safetensors"
+    assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "part" / name).read_bytes()
+    rates = [r["optim/learning_rate"] for r in metrics(tmp_path / "part")]
+    assert len(set(rates)) == 4
+    assert all("loss/kl" in r for r in metrics(tmp_path / "part"))
+
+
+def test_semantic_keys_cannot_change_on_resume_but_execution_keys_can(finished, tmp_path):
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    with pytest.raises(UserError, match=r"loss\.alpha: 0\.1 -> 0\.2"):
+        run(small_config(loss__alpha=0.2), folder, resume=True)
+    with pytest.raises(UserError, match=r"model: 'embedded' -> 'other'"):
+        run(small_config(model="other"), folder, resume=True)
+    summary, _ = run(small_config(steps=5, rollout__batch_size=8, eval__n=6), folder, resume=True)
+    assert summary.step == 5
+    assert from_run(folder / "config.yaml").steps == 5
+    assert summary.base.n == 6  # the base was measured again, with LoRA off
+
+
+def test_a_run_is_not_overwritten_and_not_shared(finished, tmp_path):
+    folder, config, *_ = finished
+    with pytest.raises(UserError, match="already holds a run"):
+        run(config, folder)
+    with pytest.raises(UserError, match="not a run directory"):
+        run(config, tmp_path / "nothing", resume=True)
+    with checkpoint.locked(folder), pytest.raises(UserError, match="in use by process"):
+        run(small_config(), folder, resume=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        run(config, tmp_path / "file")
+    with pytest.raises(UserError, match="can't be made"):
+        run(config, tmp_path / "file" / "below")
+
+
+def test_too_few_problems_get_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"rollout\.problems_per_step = 4"):
+        run(small_config(data__size=3), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def constant(prompts, completions, value=0.0, **kwargs):
+    return [value] * len(completions)
+
+
+def zeros(completions, **kwargs):
+    return [0.0] * len(completions)
+
+
+def ones(completions, **kwargs):
+    return [1.0] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("verifier", "length", "words"),
+    [
+        ("tests.test_trainer:zeros", 3, ["cut at 3 tokens", "max_completion_length", "'.'"]),
+        ("tests.test_trainer:zeros", 12, ["every completion is wrong", "group_size"]),
+        ("tests.test_trainer:ones", 12, ["every completion is correct", "harder"]),
+    ],
+)
+def test_no_learning_signal_is_said_in_words(tmp_path, verifier, length, words):
+    config = small_config(
+        verifier__name=verifier,
+        rollout__max_completion_length=length,
+        eval__before=False,
+        eval__after=False,
+    )
+    _, recorder = run(config, tmp_path / "run")
+    (message,) = recorder.messages
+    assert message.startswith("No learning signal for 3 steps")
+    for word in words:
+        assert word in message
+    rows = metrics(tmp_path / "run")
+    assert all(r["optim/skipped_groups"] == 4 and r["optim/updates"] == 0 for r in rows)
+
+
+# --- the learner ------------------------------------------------------------------------------
+
+
+def scored_groups(policy, *, seed=0, count=4, group_size=4, rewards=None):
+    texts = ["3 5 2 > 16 :", "9 1 4 > 32 :", "2 2 7 > 28 :", "8 3 6 > 17 :"]
+    items = [
+        Problem(f"p{i}", ({"role": "user", "content": text},), "x")
+        for i, text in enumerate(texts[:count])
+    ]
+    prompts, _ = policy.prompts.encode_all(items, None)
+    groups = rollout(policy, prompts, Sampling(group_size, 12, 1.0, seed, 1, 64, 512))
+    rng = np.random.default_rng(seed)
+    out = []
+    for i, group in enumerate(groups):
+        mine = rng.integers(0, 2, group_size) if rewards is None else rewards[i]
+        verdicts = tuple(Verdict(float(r), r > 0) for r in mine)
+        advantages = tuple(group_advantages([v.reward for v in verdicts]))
+        out.append(ScoredGroup(group, verdicts, advantages))
+    return out
+
+
+def gradient_of(config, groups):
+    """The accumulated gradient of the learner over microbatches."""
+    policy = load_policy(config)
+    student = Learner(policy, config)
+    batches = [b for g in groups if (b := student._prepare(g, measure_old=False)) is not None]
+    report = learner.Report()
+    gradient = student._gradient(batches, float(completion_tokens(groups)), report)
+    return policy, dict(mlx_flatten(gradient)), report
+
+
+def mlx_flatten(tree):
+    from mlx.utils import tree_flatten
+
+    return tree_flatten(tree)
+
+
+def test_accumulation_equals_one_mean_over_all_completion_tokens():
+    """Against a single forward of all rows, its loss written out for GRPO."""
+    config = small_config(loss__name="grpo")
+    groups = scored_groups(load_policy(config))
+    groups[1] = ScoredGroup(groups[1].group, groups[1].verdicts, (0.0,) * 4)  # skipped
+    policy, gradient, report = gradient_of(config, groups)
+    rows, total = [], sum(len(c.token_ids) for g in groups for c in g.group.completions)
+    for scored in groups:
+        for c, a in zip(scored.group.completions, scored.advantages, strict=True):
+            rows.append((list(scored.group.prompt_ids), list(c.token_ids), a))
+
+    def loss(model):
+        value = mx.array(0.0)
+        for prompt, tokens, advantage in rows:
+            logits = model(mx.array([prompt + tokens]))[0, len(prompt) - 1 : -1]
+            logp = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+            chosen = mx.take_along_axis(logp, mx.array(tokens)[:, None], axis=-1)
+            value = value - advantage * mx.exp(chosen - mx.stop_gradient(chosen)).sum()
+        return value / total
+
+    import mlx.nn as nn
+
+    expected_loss, tree = nn.value_and_grad(policy.model, loss)(policy.model)
+    assert report.loss == pytest.approx(expected_loss.item(), abs=1e-6)
+    for name, value in mlx_flatten(tree):
+        scale = mx.abs(value).max().item()
+        assert mx.abs(gradient[name] - value).max().item() <= 1e-4 * scale + 1e-8, name
+
+
+def test_groups_without_signal_are_skipped_and_stay_in_the_normalizer():
+    config = small_config()
+    policy = load_policy(config)
+    mixed = [1, 0, 0, 1]
+    groups = scored_groups(policy, count=2, rewards=[mixed, [1, 1, 1, 1]])
+    report = Learner(load_policy(config), config).learn(groups, 1)
+    assert report.skipped_groups == 1 and report.updates == 1
+    _, together, _ = gradient_of(config, groups)
+    _, alone, _ = gradient_of(config, groups[:1])
+    share = completion_tokens(groups[:1]) / completion_tokens(groups)
+    for name, value in together.items():
+        assert mx.abs(value - share * alone[name]).max().item() < 1e-6
+
+
+def test_kl_keeps_groups_with_equal_rewards():
+    config = small_config(loss__kl_coef=0.1)
+    groups = scored_groups(load_policy(config), rewards=[[1] * 4] * 4)
+    report = Learner(load_policy(config), config).learn(groups, 1)
+    assert report.skipped_groups == 0 and report.updates == 1
+
+
+def test_truncated_and_unscorable_completions_are_masked_but_counted():
+    from simko_mlx.batching import token_batch
+    from simko_mlx.types import LENGTH
+
+    config = small_config()
+    policy = load_policy(config)
+    (scored,) = scored_groups(policy, count=1, rewards=[[1, 0, 1, 0]])
+    completions = list(scored.group.completions)
+    completions[0] = completions[0].__class__(
+        completions[0].token_ids, completions[0].logprobs, completions[0].text, LENGTH
+    )
+    group = scored.group.__class__(scored.group.problem, scored.group.prompt_ids, tuple(completions))
+    verdicts = (*scored.verdicts[:3], Verdict(None, False))
+    changed = ScoredGroup(group, verdicts, scored.advantages)
+    batch = token_batch(changed, normalizer=7.0, mask_truncated=True)
+    lengths = [len(c.token_ids) for c in completions]
+    assert batch.loss_mask.sum(axis=1).tolist() == [0, lengths[1], lengths[2], 0]
+    assert batch.normalizer == 7.0 and completion_tokens([changed]) == sum(lengths)
+    kept = token_batch(changed, normalizer=7.0)
+    assert kept.loss_mask.sum(axis=1).tolist() == [*lengths[:3], 0]
+
+
+def test_several_updates_use_the_log_probs_from_before_the_first():
+    config = small_config(optim__num_iterations=3, optim__learning_rate=0.02)
+    policy = load_policy(config)
+    groups = scored_groups(policy)
+    ratios = []
+    original = find_loss("simko")
+
+    def spying(stats, batch, settings: LossConfig):
+        out = original(stats, batch, settings)
+        ratios.append((batch.old_logprobs, mx.stop_gradient(stats.logprobs), batch.loss_mask))
+        return out
+
+    student = Learner(load_policy(config), config)
+    student.loss_fn = spying
+    report = student.learn(groups, 1)
+    assert report.updates == 3
+    signal = len(ratios) // 3
+    first, later = ratios[:signal], ratios[signal:]
+    for old, new, mask in first:
+        assert mx.abs((old - new) * mask).max().item() < 1e-5
+    assert max(mx.abs((old - new) * mask).max().item() for old, new, mask in later) > 1e-3
+    olds = [[np.array(o).tobytes() for o, *_ in ratios[i : i + signal]] for i in (0, signal)]
+    assert sorted(olds[0]) == sorted(olds[1])  # the same old log-probs, in another order
+
+
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_a_non_finite_update_is_skipped_and_said(broken, monkeypatch, tmp_path):
+    original = find_loss("simko")
+    calls = []
+
+    def poisoned(stats, batch, config):
+        out = original(stats, batch, config)
+        calls.append(1)
+        if len(calls) > 1:
+            return out
+        if broken == "loss":
+            return out._replace(loss=out.loss * mx.array(float("nan")))
+        # sqrt has an infinite slope at 0, its value is fine
+        zero = (stats.logprobs - mx.stop_gradient(stats.logprobs)).sum()
+        return out._replace(loss=out.loss + mx.sqrt(mx.abs(zero)))
+
+    monkeypatch.setattr("simko_mlx.learner.find_loss", lambda name: poisoned)
+    config = small_config(steps=2, eval__before=False, eval__after=False)
+    recorder = Recorder()
+    train(config, tmp_path / "run", recorder)
+    first, second = metrics(tmp_path / "run")
+    assert (first["optim/skipped_updates"], second["optim/skipped_updates"]) == (1, 0)
+    assert any("that update was skipped" in m for m in recorder.messages)
+    start = checkpoint.load(tmp_path / "run")
+    assert start is not None
+    weights = mx.load(str(start[0] / "adapters.safetensors"))
+    assert all(mx.isfinite(v).all().item() for v in weights.values())
+
+
+def test_gradients_are_clipped_to_the_norm():
+    config = small_config(optim__max_grad_norm=0.05)
+    policy = load_policy(config)
+    student = Learner(policy, config)
+    seen = []
+    student.optimizer.update = lambda model, g: seen.append(g)  # type: ignore[method-assign]
+    student.learn(scored_groups(policy), 1)
+    norm = np.sqrt(sum(float((v**2).sum()) for _, v in mlx_flatten(seen[0])))
+    assert norm == pytest.approx(0.05, rel=1e-3)
+
+
+def test_the_first_step_of_adamw_is_one_learning_rate_long():
+    config = small_config(optim__learning_rate=0.01).optim
+    optimizer = make_optimizer(config)
+    parameters = {"w": mx.array([1.0, -2.0])}
+    optimizer.init(parameters)
+    updated = optimizer.apply_gradients({"w": mx.array([0.3, -5.0])}, parameters)
+    assert np.array(updated["w"]) == pytest.approx([0.99, -1.99], abs=1e-6)
+
+
+def test_schedules_are_mlx_lms():
+    config = small_config(
+        optim__lr_schedule={"name": "linear_schedule", "arguments": [0.1, 0.0, 10]}
+    ).optim
+    optimizer = make_optimizer(config)
+    parameters = {"w": mx.array([0.0])}
+    optimizer.init(parameters)
+    rates = []
+    for _ in range(3):
+        parameters = optimizer.apply_gradients({"w": mx.array([1.0])}, parameters)
+        rates.append(float(optimizer.learning_rate))
+    assert rates == pytest.approx([0.1, 0.09, 0.08])
+    for bad in ({"name": "no_such"}, {"name": "cosine_decay", "arguments": 3}, {}):
+        config.lr_schedule = bad
+        with pytest.raises(UserError, match=r"optim\.lr_schedule"):
+            make_optimizer(config)
