@@ -56,7 +56,7 @@ def show_evaluations(evaluations: Mapping[str, Evaluation], console: Console | N
     if parts.row_count:
         console.print(parts)
         console.print()
-    for text in dict.fromkeys(map(_sampling, evaluations.values())):
+    for text in _remarks(evaluations):
         _say(console, text)
 
 
@@ -153,16 +153,22 @@ def _parts_table(evaluations: Mapping[str, Evaluation]) -> Table:
     return table
 
 
-def _sampling(e: Evaluation) -> str:
-    text = (
+def _remarks(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """The settings, which are part of the result, and what else there is to know of it."""
+    lines = [
         f"T {e.temperature:g}, {e.n} completions of at most {e.max_completion_length} tokens for "
         f"each of {e.problems} held-out problems; 95% intervals over problems."
-    )
-    if e.truncated:
-        text += f" Cut off: {100 * e.truncated:.1f}%."
-    if e.unscorable:
-        text += f" Not scorable, counted as wrong: {100 * e.unscorable:.1f}%."
-    return f"{text} {e.note}".rstrip()
+        for e in evaluations.values()
+    ]
+    for what, share in (
+        ("Cut off", "truncated"),
+        ("Not scorable, counted as wrong", "unscorable"),
+    ):
+        found = {name: getattr(e, share) for name, e in evaluations.items()}
+        if any(found.values()):
+            lines.append(f"{what}: " + ", ".join(f"{n} {100 * s:.1f}%" for n, s in found.items()))
+    lines += [f"{name}: {e.note}" for name, e in evaluations.items() if e.note]
+    return list(dict.fromkeys(lines))
 
 
 def _next_steps(result: RunSummary, config: Config, console: Console) -> None:
