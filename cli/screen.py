@@ -202,7 +202,9 @@ def _wrap(text: str, width: int, room: int, style: str) -> list[Text]:
 def _messages(screen: Screen, width: int) -> list[Text]:
     """The last two, the last of them in two lines if it needs them."""
     lines: list[Text] = []
-    for room, text in zip((1, 2)[-len(screen.messages) :], screen.messages[-2:], strict=True):
+    shown = screen.messages[-2:]
+    for index, text in enumerate(shown):
+        room = 2 if index == len(shown) - 1 else 1
         warning = ui.is_warning(text)
         words = Text(("! " if warning else "") + ui.clean(text), end="")
         wrapped = list(words.wrap(Console(width=width), width))

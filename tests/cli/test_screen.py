@@ -40,6 +40,13 @@ def test_the_picture_of_a_usual_terminal_holds_everything():
         assert words in text
 
 
+@pytest.mark.parametrize("messages", [[], ["One."], ["One.", "Two."], ["One.", "Two.", "Three."]])
+def test_the_picture_before_the_first_step(messages):
+    lines = screen.render(screen.Screen(info=dict(INFO), messages=messages), 80, 23)
+    assert [line.plain for line in lines[4:]] == messages[-2:]
+    assert screen.render(screen.Screen(), 80, 23)
+
+
 def test_a_long_completion_keeps_its_end():
     lines = screen.render(filled("start " + "x" * 5000 + " \\boxed{42}"), 80, 23)
     text = "\n".join(line.plain for line in lines)
