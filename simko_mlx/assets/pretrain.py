@@ -1,4 +1,17 @@
-"""Make the embedded model from scratch: `python -m simko_mlx.assets.pretrain --out DIR`."""
+"""Make the embedded model from scratch: `python -m simko_mlx.assets.pretrain --out DIR`.
+
+Two stages, both on problems of the "train" split alone. *Search*: 4,500 steps of 128 correct
+responses, with strong weight decay, which makes the skill carry over to held-out problems.
+*Dilution*: 300 steps in which a share `--noise` of the responses are chains with right arithmetic
+that do not aim at the target. It leaves a pass@1 of 14.5 %, and something that reinforcement
+learning can remove under each of the three strategies alike: none is more frequent than another,
+so collapse onto one does not pay.
+
+Took 5 min 50 s (5 min of CPU time) on one of two cores of a shared x86 Linux machine, with
+OpenBLAS; peak memory 180 MB. Without OpenBLAS expect half an hour (computed, not measured).
+The same seed, machine and library give the same weights; elsewhere sums are ordered differently,
+and the bits differ.
+"""
 
 import argparse
 import json
