@@ -111,7 +111,10 @@ class LiveView(Silent):
             # The terminal has broken the old lines in two: the cursor can't find their start.
             self.console.control(Control.clear(), Control.home())
         self.drawn_width = width
-        self.live.update(Group(*render(self.screen, width, height - 1)), refresh=True)
+        # The cursor rests on an empty last line: ^C, echoed at the end of a full one, would wrap
+        # and the picture could not be taken back cleanly.
+        lines = render(self.screen, width, height - 1)
+        self.live.update(Group(*lines, Text()), refresh=True)
 
     def _print(self, text: str) -> None:
         warning = ui.is_warning(text)

@@ -112,8 +112,7 @@ def seconds(value: float) -> str:
 
 def interval(value: Interval, sign: str = "-") -> str:
     """18.4 [16.1, 20.9], in percent; ``sign`` "+" writes +18.4."""
-    low, high = f"{100 * value.low:{sign}.1f}", f"{100 * value.high:{sign}.1f}"
-    return f"{100 * value.estimate:{sign}.1f} [{low}, {high}]"
+    return f"{100 * value.estimate:{sign}.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
 
 
 def finite(value: Any) -> Any:

@@ -104,7 +104,7 @@ def test_spark():
 
 def test_interval():
     assert ui.interval(Interval(0.184, 0.161, 0.209)) == "18.4 [16.1, 20.9]"
-    assert ui.interval(Interval(0.01, -0.02, 0.04), "+") == "+1.0 [-2.0, +4.0]"
+    assert ui.interval(Interval(0.01, -0.02, 0.04), "+") == "+1.0 [-2.0, 4.0]"
 
 
 def test_json_has_no_nan():
