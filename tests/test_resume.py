@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[1]
 KILLS = 20
 
 
-def launch(folder: Path, moment: int | str, number: str, resume: bool) -> subprocess.CompletedProcess:
+def launch(
+    folder: Path, moment: int | str, number: str, resume: bool
+) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "tests.kill_at", str(folder), str(moment), number]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
     return subprocess.run(

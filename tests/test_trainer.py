@@ -315,7 +315,9 @@ def test_truncated_and_unscorable_completions_are_masked_but_counted():
     completions[0] = completions[0].__class__(
         completions[0].token_ids, completions[0].logprobs, completions[0].text, LENGTH
     )
-    group = scored.group.__class__(scored.group.problem, scored.group.prompt_ids, tuple(completions))
+    group = scored.group.__class__(
+        scored.group.problem, scored.group.prompt_ids, tuple(completions)
+    )
     verdicts = (*scored.verdicts[:3], Verdict(None, False))
     changed = ScoredGroup(group, verdicts, scored.advantages)
     batch = token_batch(changed, normalizer=7.0, mask_truncated=True)
