@@ -1,55 +1,71 @@
-"""Words for a run that can't learn: rewards that are all equal carry no gradient."""
+"""Words for a run that can't learn: a group whose rewards are all equal carries no gradient."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 from simko_mlx.types import LENGTH, ScoredGroup
 
-PATIENCE = 3  # steps without signal before it is said
+WINDOW = 3  # steps that are looked at together
+ALMOST = 0.1  # share of groups with different rewards, up to which hardly anything is learnt
 REMIND = 10  # steps between reminders
+MOST = 0.9  # "nearly all"
 
 
 class SignalWatch:
-    """Counts steps in which no group had different rewards."""
+    """Looks at the last steps and says in words when they taught (almost) nothing, and why."""
 
     def __init__(self, max_completion_length: int, stop_tokens: Sequence[str]):
         self.max_completion_length = max_completion_length
         self.stop_tokens = stop_tokens
-        self.silent_steps = 0
+        self.recent: deque[Sequence[ScoredGroup]] = deque(maxlen=WINDOW)
+        self.quiet_steps = 0
 
     def look(self, groups: Sequence[ScoredGroup]) -> str | None:
         """What to tell the user after this step, if anything."""
-        if any(any(scored.advantages) for scored in groups):
-            self.silent_steps = 0
+        self.recent.append(groups)
+        if len(self.recent) < WINDOW:
             return None
-        self.silent_steps += 1
-        if self.silent_steps < PATIENCE or (self.silent_steps - PATIENCE) % REMIND:
+        window = [scored for step in self.recent for scored in step]
+        mixed = sum(any(scored.advantages) for scored in window)
+        if mixed > ALMOST * len(window):
+            self.quiet_steps = 0
             return None
-        return f"No learning signal for {self.silent_steps} steps: {self._why(groups)}"
+        self.quiet_steps += 1
+        if (self.quiet_steps - 1) % REMIND:
+            return None
+        words = f"No learning signal for {WINDOW} steps"
+        if mixed:
+            words = (
+                f"Almost no learning signal for {WINDOW} steps ({mixed} of {len(window)} groups "
+                "had different rewards)"
+            )
+        return f"{words}: {self._why(window)}"
 
     def _why(self, groups: Sequence[ScoredGroup]) -> str:
         completions = [c for scored in groups for c in scored.group.completions]
         verdicts = [v for scored in groups for v in scored.verdicts]
         truncated = sum(c.stop_reason == LENGTH for c in completions) / len(completions)
+        correct = sum(v.correct for v in verdicts) / len(verdicts)
         if all(v.reward is None for v in verdicts):
             return (
                 f"the verifier could not score a single completion ({verdicts[0].detail}); check "
                 "verifier.name and the columns that it reads."
             )
-        if all(v.correct for v in verdicts):
-            return "every completion is correct; choose harder problems."
-        if truncated >= 0.9 and not any(v.correct for v in verdicts):
+        if correct >= MOST:
+            return f"{_share(correct)} correct; choose harder problems."
+        if truncated >= 0.5 and correct <= 1 - MOST:
             stops = ", ".join(self.stop_tokens)
             return (
-                f"{truncated:.0%} of the completions were cut at {self.max_completion_length} "
-                "tokens before they ended, and none was correct; raise "
-                f"rollout.max_completion_length, or check that this model ever emits {stops} (a "
-                "base model does not know its chat template's end token)."
+                f"{_share(truncated)} cut at {self.max_completion_length} tokens before they "
+                f"ended, and {_share(1 - correct)} wrong; raise rollout.max_completion_length, or "
+                f"check that this model ever emits {stops} (a base model does not know its chat "
+                "template's end token)."
             )
-        if not any(v.correct for v in verdicts):
+        if correct <= 1 - MOST:
             return (
-                "every completion is wrong, though they end by themselves; read a few in "
+                f"{_share(1 - correct)} wrong, though they end by themselves; read a few in "
                 "rollouts.jsonl: if the answers look right, the verifier or prompt.template does "
                 "not fit, else choose easier problems, a stronger model or a larger "
                 "rollout.group_size."
@@ -58,3 +74,9 @@ class SignalWatch:
             "within each group all rewards are equal; a larger rollout.group_size or a higher "
             "rollout.temperature makes groups differ."
         )
+
+
+def _share(share: float) -> str:
+    if share == 1:
+        return "every completion is"
+    return f"{min(share, 0.99):.0%} of the completions are"
