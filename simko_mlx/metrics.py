@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
+from simko_mlx.types import LENGTH, ScoredGroup
+
 Z95 = 1.959963984540054
 
 
@@ -70,3 +72,20 @@ def paired_difference(before: Sequence[float], after: Sequence[float], z: float 
     halves = [(b - a + 1) / 2 for a, b in zip(before, after, strict=True)]
     half = clustered_interval(halves, z)
     return Interval(*(2 * x - 1 for x in (half.estimate, half.low, half.high)))
+
+
+def group_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """A step's rewards and lengths by their names in metrics.jsonl; shares lie in [0, 1]."""
+    verdicts = [v for scored in groups for v in scored.verdicts]
+    completions = [c for scored in groups for c in scored.group.completions]
+    rewards = [v.reward for v in verdicts if v.reward is not None]
+    tokens = sum(len(c.token_ids) for c in completions)
+    return {
+        "reward/mean": sum(rewards) / max(1, len(rewards)),
+        "reward/correct": sum(v.correct for v in verdicts) / len(verdicts),
+        "reward/mixed_groups": sum(any(s.advantages) for s in groups) / len(groups),
+        "reward/unscorable": sum(v.reward is None for v in verdicts) / len(verdicts),
+        "rollout/tokens": float(tokens),
+        "rollout/length": tokens / len(completions),
+        "rollout/truncated": sum(c.stop_reason == LENGTH for c in completions) / len(completions),
+    }

@@ -143,8 +143,8 @@ def _try_ragged(model: nn.Module) -> bool:
     except ValueError:  # shapes that don't broadcast
         return False
     expected = mx.concatenate(alone).astype(mx.float32)
-    error = mx.abs(together.astype(mx.float32) - expected).max().item()
-    return bool(error <= 0.05 * mx.abs(expected).max().item())
+    error = float(mx.abs(together.astype(mx.float32) - expected).max())
+    return error <= 0.05 * float(mx.abs(expected).max())
 
 
 def _groups(
@@ -226,8 +226,9 @@ class _Decoder:
             cache = KVCache()
             if not layer[0].empty():
                 parts = [c.keys_and_values() for c in layer]
-                cache.keys = mx.concatenate([k for k, _ in parts])[index]
-                cache.values = mx.concatenate([v for _, v in parts])[index]
+                rows = mx.array(index)
+                cache.keys = mx.concatenate([k for k, _ in parts])[rows]
+                cache.values = mx.concatenate([v for _, v in parts])[rows]
                 cache.offset = layer[0].offset
             repeated.append(cache)
         _size_caches(repeated, self.sampling.max_completion_length)
@@ -240,18 +241,18 @@ class _Decoder:
         for layer in zip(*(prefilled[p] for p in order), strict=True):
             batch = type(layer[0]).merge(layer)
             if hasattr(batch, "filter"):
-                batch.filter(index)  # repeats rows as well as it drops them
+                batch.filter(mx.array(index))  # repeats rows as well as it drops them
             else:
-                batch = type(layer[0]).merge([layer[i] for i in index.tolist()])
+                batch = type(layer[0]).merge([layer[i] for i in index])
             merged.append(batch)
         _size_caches(merged, self.sampling.max_completion_length)
         return merged
 
-    def _places(self, prefilled: dict[int, list[Any]]) -> tuple[list[int], mx.array]:
+    def _places(self, prefilled: dict[int, list[Any]]) -> tuple[list[int], list[int]]:
         """The problems in order, and for each row the place of its problem among them."""
         order = sorted(prefilled)
         place = {p: i for i, p in enumerate(order)}
-        return order, mx.array([place[row.problem] for row in self.rows])
+        return order, [place[row.problem] for row in self.rows]
 
     def _decode(self, caches: list[Any], rows: list[_Row], last: list[int]) -> Iterator[int]:
         can_filter = all(hasattr(c, "filter") or type(c) is KVCache for c in caches)

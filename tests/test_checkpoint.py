@@ -18,13 +18,19 @@ from tests.runs import run, small_config
 FILES = {"state.json": b'{"step": 1}', "adapters.safetensors": b"\x00" * 1000}
 
 
+def loaded(run_dir, step=None):
+    found = checkpoint.load(run_dir, step)
+    assert found is not None
+    return found
+
+
 def test_save_and_load(tmp_path):
     assert checkpoint.load(tmp_path) is None
     for step in (0, 5, 10):
         checkpoint.save(tmp_path, step, FILES)
-    folder, state = checkpoint.load(tmp_path)
+    folder, state = loaded(tmp_path)
     assert folder.name == "step-000010" and state == {"step": 1}
-    folder, _ = checkpoint.load(tmp_path, 5)
+    folder, _ = loaded(tmp_path, 5)
     assert folder.name == "step-000005"
     assert {p.name for p in folder.iterdir()} == {*FILES, "manifest.json"}
     with pytest.raises(UserError, match="no checkpoint of step 7; it has: 0, 5, 10"):
@@ -63,7 +69,7 @@ def test_a_damaged_checkpoint_is_refused_with_the_way_out(tmp_path, damage, word
         checkpoint.load(tmp_path)
     # Saving the step again repairs it.
     checkpoint.save(tmp_path, 10, FILES)
-    assert checkpoint.load(tmp_path)[0].name == "step-000010"
+    assert loaded(tmp_path)[0].name == "step-000010"
 
 
 @pytest.mark.parametrize("failing", ["write", "fsync", "rename"])
@@ -78,11 +84,11 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, failing, number):
         monkeypatch.setattr(checkpoint, "_write_durably", full)
     else:
         monkeypatch.setattr(os, failing, full)
-    with pytest.raises(UserError, match="no space to save checkpoint step-000010 .*--resume"):
+    with pytest.raises(UserError, match=r"no space to save checkpoint step-000010 .*--resume"):
         checkpoint.save(tmp_path, 10, FILES)
     monkeypatch.undo()
     assert checkpoint.steps(tmp_path) == [5] and not list(tmp_path.rglob(".tmp-*"))
-    assert checkpoint.load(tmp_path)[0].name == "step-000005"
+    assert loaded(tmp_path)[0].name == "step-000005"
 
 
 def test_other_errors_are_not_called_a_full_disk(tmp_path, monkeypatch):

@@ -125,6 +125,7 @@ def test_evaluate_run(tmp_path):
     summary, _ = run(small_config(), folder)
     results = evaluate_run(folder, logger=Silent(), base=True, n=4, ks=[1, 2], problems=6)
     assert [r.label for r in results] == ["base", "step 4"]
+    assert summary.base and summary.trained
     # The same keys, problems and weights as the run's own evaluations.
     assert results[0].counts == summary.base.counts
     assert results[1].counts == summary.trained.counts

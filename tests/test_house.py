@@ -13,12 +13,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
-    {"types", "config", "config_sources", ""},  # "" is simko_mlx/__init__.py, which hands out
-    # public names of any layer, but imports them only when they are asked for
+    # "" is simko_mlx/__init__.py, which hands out public names of any layer, but imports them only
+    # when they are asked for
+    {"types", "config", "config_sources", "imports", ""},
     {"kernels", "advantages", "advice", "interrupts", "metrics"},
     {"losses", "batching", "data", "verifiers", "assets", "prompts"},
-    {"policy", "rollout", "checkpoint", "export", "learner", "loggers"},
-    {"trainer", "evaluate"},
+    {"policy", "rollout", "checkpoint", "export", "learner", "loggers", "rundir"},
+    {"trainer", "evaluate", "run_evaluations"},
     {"cli"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

@@ -99,7 +99,7 @@ def test_the_first_save_dies_at_each_of_its_parts(whole, tmp_path):
 
 
 def test_sigint_saves_the_last_finished_step(whole, tmp_path):
-    reference, moments = whole
+    _, moments = whole
     folder = tmp_path / "run"
     done = launch(folder, moments // 2, "SIGINT", False)
     assert done.returncode == 130

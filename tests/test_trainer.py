@@ -32,7 +32,7 @@ def finished(tmp_path_factory):
 
 
 def test_the_run_directory_is_complete(finished):
-    folder, config, summary, recorder = finished
+    folder, _, summary, recorder = finished
     assert summary.step == 4 and checkpoint.steps(folder)[-1] == 4
     assert from_run(folder / "config.yaml").loss.alpha == 0.1
     assert from_run(folder / "config.yaml").prompt.date  # pinned
@@ -59,7 +59,7 @@ def test_the_adapter_loads_in_mlx_lm_and_differs_from_the_base(finished):
 
 
 def test_base_and_trained_are_evaluated_on_the_same_problems(finished):
-    _, config, summary, _ = finished
+    _, _, summary, _ = finished
     assert summary.base.problem_ids == summary.trained.problem_ids
     assert summary.base.problems == 6 and summary.base.n == 4
     assert set(summary.base.pass_at_k) == {1, 2}
@@ -101,9 +101,9 @@ def test_every_loss_tunes_lora_and_full_with_one_and_several_updates(tmp_path, l
         eval__before=False,
         eval__after=False,
     )
-    summary, recorder = run(config, tmp_path / "run")
+    summary, _ = run(config, tmp_path / "run")
     assert summary.base is None and summary.trained is None
-    rows = [r for r in metrics(tmp_path / "run")]
+    rows = metrics(tmp_path / "run")
     assert all(np.isfinite(v) for r in rows for v in r.values())
     assert sum(r["optim/updates"] for r in rows) >= updates[0] * updates[1]
     assert all(r["loss/decode_gap"] < 1e-3 for r in rows)
@@ -157,7 +157,9 @@ def test_semantic_keys_cannot_change_on_resume_but_execution_keys_can(finished, 
     summary, _ = run(small_config(steps=5, rollout__batch_size=8, eval__n=6), folder, resume=True)
     assert summary.step == 5
     assert from_run(folder / "config.yaml").steps == 5
-    assert summary.base.n == 6  # the base was measured again, with LoRA off
+    assert (
+        summary.base is not None and summary.base.n == 6
+    )  # the base was measured again, with LoRA off
 
 
 def test_a_run_is_not_overwritten_and_not_shared(finished, tmp_path):

@@ -8,8 +8,8 @@ from typing import Any
 from simko_mlx.config import DataConfig
 from simko_mlx.data.dataset import Dataset, hold_out
 from simko_mlx.data.files import collect
+from simko_mlx.imports import describe, import_function, raised_at
 from simko_mlx.types import Problem, UserError
-from simko_mlx.verifiers.imports import describe, import_function, raised_at
 
 
 def countdown(config: DataConfig) -> Dataset:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import cast
 
+from simko_mlx.imports import import_function
 from simko_mlx.losses.common import LossFn
 from simko_mlx.losses.grpo import grpo
 from simko_mlx.losses.simko import simko, simko_loss
@@ -23,11 +23,7 @@ def find_loss(name: str) -> LossFn:
     """
     if name in LOSSES:
         return LOSSES[name]
-    module, colon, function = name.partition(":")
-    if not colon:
+    if ":" not in name:
         known = ", ".join(sorted(LOSSES))
         raise UserError(f"loss.name is {name!r}: choose {known}, or give package.module:function.")
-    try:
-        return cast(LossFn, getattr(importlib.import_module(module), function))
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"loss.name is {name!r} but it can't be imported: {error}.") from error
+    return cast(LossFn, import_function(name, "loss.name", with_cwd=True))

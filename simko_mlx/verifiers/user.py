@@ -29,8 +29,8 @@ from collections.abc import Callable, Iterable, Sized
 from numbers import Real
 from typing import Any
 
+from simko_mlx.imports import describe, import_function, raised_at
 from simko_mlx.types import UserError, Verdict
-from simko_mlx.verifiers.imports import describe, import_function, raised_at
 
 NOT_APPLICABLE = Verdict(None, False, "not applicable")
 _OURS = ("prompt", "completion", "completion_ids")

@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from simko_mlx.imports import describe, import_function, raised_at
 from simko_mlx.types import UserError, Verdict
 from simko_mlx.verifiers import VERIFIERS, protocol
-from simko_mlx.verifiers.imports import describe, import_function, raised_at
 from simko_mlx.verifiers.user import RewardFunction
 
 Judge = Callable[[dict[str, Any]], list[Verdict]]

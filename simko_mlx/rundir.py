@@ -1,0 +1,102 @@
+"""The folder of a run: where it is made, who may use it, what its checkpoint belongs to."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from simko_mlx import OPENBLAS, __version__, checkpoint
+from simko_mlx.config import Config, semantic
+from simko_mlx.config_sources import from_run
+from simko_mlx.types import UserError, require
+
+
+def new_run_dir(output_dir: str | None, recipe: str) -> Path:
+    """Where a run will live; the folder is made when training starts."""
+    if output_dir is not None:
+        return Path(output_dir).expanduser()
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    path = Path("runs") / f"{recipe or 'run'}-{stamp}"
+    return path if not path.exists() else path.with_name(f"{path.name}-{time.time_ns() % 1000}")
+
+
+def require_run(run_dir: Path, resume: bool) -> None:
+    """Refuses to resume what is no run, and to start where one is already.
+
+    Raises:
+        UserError: either of these.
+    """
+    is_run = (run_dir / "config.yaml").is_file()
+    if resume:
+        require(is_run, f"{run_dir} is not a run directory: it has no config.yaml.")
+        return
+    require(run_dir.is_dir(), f"output_dir {run_dir} is a file: choose another name.")
+    require(
+        not is_run,
+        f"{run_dir} already holds a run: continue it with `simko-mlx train --resume {run_dir}`, or "
+        "choose another output_dir.",
+    )
+
+
+def make_folder(run_dir: Path) -> None:
+    """Makes the folder with its parents.
+
+    Raises:
+        UserError: it can't be made.
+    """
+    try:
+        run_dir.mkdir(parents=True)
+    except OSError as error:
+        if checkpoint.is_full(error):
+            raise
+        raise UserError(
+            f"output_dir {run_dir} can't be made ({error.strerror}): choose another."
+        ) from error
+
+
+def saved_state(config: Config, run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint, after making sure that it belongs to this configuration.
+
+    Raises:
+        UserError: semantic keys differ, or the checkpoint is damaged.
+    """
+    checkpoint.clean(run_dir)
+    saved = checkpoint.load(run_dir)
+    before = saved[1]["semantic"] if saved else semantic(from_run(run_dir / "config.yaml"))
+    now = semantic(config)
+    changed = [
+        f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+    ]
+    require(
+        not changed,
+        f"{run_dir} can't be resumed with other settings ({'; '.join(changed)}): leave them as "
+        "they were, or start a new run.",
+    )
+    return saved
+
+
+def environment() -> dict[str, Any]:
+    """What a run was made with: versions, platform, device."""
+    versions = {}
+    for name in ("mlx", "mlx-lm", "numpy", "transformers"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "simko-mlx": __version__,
+        **versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": str(mx.default_device()),
+        "device_info": {k: str(v) for k, v in mx.device_info().items()},
+        "openblas": OPENBLAS,
+    }
