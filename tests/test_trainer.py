@@ -299,6 +299,69 @@ def test_groups_without_signal_are_skipped_and_stay_in_the_normalizer():
         assert mx.abs(value - share * alone[name]).max().item() < 1e-6
 
 
+def updates_of(config, groups):
+    """The gradients that a whole step hands to the optimizer, by parameter name."""
+    student = Learner(load_policy(config), config)
+    seen = []
+    student.optimizer.update = lambda model, g: seen.append(dict(mlx_flatten(g)))  # type: ignore[method-assign]
+    student.learn(groups, 1)
+    return seen
+
+
+def expected_gradient(config, groups, temperature, normalizer):
+    """GRPO's gradient at ratio 1, written out row by row."""
+    import mlx.nn as nn
+
+    policy = load_policy(config)
+
+    def loss(model):
+        value = mx.array(0.0)
+        for scored in groups:
+            prompt = list(scored.group.prompt_ids)
+            rows = zip(scored.group.completions, scored.advantages, strict=True)
+            for completion, advantage in rows:
+                ids = list(completion.token_ids)
+                logits = model(mx.array([prompt + ids]))[0, len(prompt) - 1 : -1] / temperature
+                logp = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+                chosen = mx.take_along_axis(logp, mx.array(ids)[:, None], axis=-1)
+                value = value - advantage * chosen.sum()
+        return value / normalizer
+
+    return dict(mlx_flatten(nn.value_and_grad(policy.model, loss)(policy.model)[1]))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_a_whole_step_follows_the_written_out_gradient(temperature):
+    """With a group that is skipped, whose tokens still count, and at the sampling temperature."""
+    config = small_config(
+        loss__name="grpo", rollout__temperature=temperature, optim__max_grad_norm=None
+    )
+    mixed, equal = [1, 0, 0, 1], [1, 1, 1, 1]
+    groups = scored_groups(load_policy(config), count=3, rewards=[mixed, equal, mixed])
+    (gradient,) = updates_of(config, groups)
+    expected = expected_gradient(config, groups, temperature, completion_tokens(groups))
+    for name, value in expected.items():
+        scale = mx.abs(value).max().item()
+        assert mx.abs(gradient[name] - value).max().item() <= 1e-4 * scale + 1e-8, name
+
+
+def test_each_minibatch_is_a_mean_over_its_own_tokens():
+    config = small_config(loss__name="grpo", optim__minibatches=2, optim__max_grad_norm=None)
+    groups = scored_groups(load_policy(config), rewards=[[1, 0, 0, 1], [0, 1, 1, 1]] * 2)
+    gradients = updates_of(config, groups)  # the weights stay, so the ratio stays 1
+    assert len(gradients) == 2
+    halves = [(groups[i], groups[j]) for i in range(4) for j in range(i)]
+    for gradient in gradients:
+        errors = []
+        for half in halves:
+            expected = expected_gradient(config, half, 1.0, completion_tokens(half))
+            errors.append(
+                max(mx.abs(gradient[n] - v).max().item() for n, v in expected.items())
+                / max(mx.abs(v).max().item() for v in expected.values())
+            )
+        assert min(errors) < 1e-3
+
+
 def test_kl_keeps_groups_with_equal_rewards():
     config = small_config(loss__kl_coef=0.1)
     groups = scored_groups(load_policy(config), rewards=[[1] * 4] * 4)
