@@ -37,8 +37,6 @@ def show(result: RunSummary, config: Config, console: Console | None = None) -> 
     show_evaluations(evaluations, console)
     if result.best_step is not None and result.best_step != result.step:
         _say(console, f"The best checkpoint by {config.eval.metric} is step {result.best_step}.")
-    if result.stopped:
-        _say(console, f"Stopped at step {result.step} of {config.steps}.")
     _next_steps(result, config, console)
 
 

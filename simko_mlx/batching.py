@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -53,6 +54,16 @@ def group_batch(group: RolloutGroup) -> TokenBatch:
         correct=zeros > 0,
         normalizer=1.0,
     )
+
+
+def split_group(scored: ScoredGroup, size: int) -> list[ScoredGroup]:
+    """The group in parts of at most ``size`` completions, which keep the group's advantages."""
+    parts = []
+    for start in range(0, len(scored.verdicts), size):
+        some = slice(start, start + size)
+        group = replace(scored.group, completions=scored.group.completions[some])
+        parts.append(ScoredGroup(group, scored.verdicts[some], scored.advantages[some]))
+    return parts
 
 
 def completion_tokens(groups: Sequence[ScoredGroup]) -> int:

@@ -112,6 +112,7 @@ class OptimConfig:
     max_grad_norm: float | None = 1.0
     minibatches: int = 1  # updates that a rollout batch is split into
     num_iterations: int = 1  # times that a rollout batch is gone through
+    microbatch_size: int | None = execution(None)  # completions per forward pass; None: a group
 
 
 @dataclass
@@ -207,7 +208,7 @@ def _positive(config: Config) -> None:
         "rollout.max_completion_length": 1, "rollout.batch_size": 1, "rollout.prefill_chunk": 1,
         "loss.simko_k": 1, "loss.rank1_penalty": 0, "loss.kl_coef": 0, "loss.clip_low": 0,
         "loss.clip_high": 0, "optim.learning_rate": 0, "optim.weight_decay": 0,
-        "optim.minibatches": 1, "optim.num_iterations": 1, "eval.problems": 1, "eval.n": 2,
+        "optim.minibatches": 1, "optim.num_iterations": 1, "optim.microbatch_size": 1, "eval.problems": 1, "eval.n": 2,
         "eval.every": 0, "eval.every_problems": 1, "eval.every_n": 2, "checkpoint.every": 1,
         "checkpoint.keep": 1, "eval.budget_minutes": 0, "data.limit": 1, "prompt.max_length": 1,
     }  # fmt: skip

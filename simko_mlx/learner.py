@@ -1,7 +1,8 @@
 """Scored groups -> new weights: the update of one step, with gradients summed over microbatches.
 
-A microbatch is one problem's group. Groups whose coefficients are all zero need no forward pass
-and are skipped; their tokens stay in the normaliser, so that skipping changes nothing else.
+A microbatch is one problem's group, or a part of it where memory is short. Groups whose
+coefficients are all zero need no forward pass and are skipped; their tokens stay in the
+normaliser, so that skipping changes nothing else.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ import safetensors.numpy
 from mlx.utils import tree_map, tree_unflatten
 from mlx_lm.tuner.utils import build_schedule
 
-from simko_mlx.batching import completion_tokens, group_batch, has_signal, pad, token_batch
+from simko_mlx.batching import (
+    completion_tokens,
+    group_batch,
+    has_signal,
+    pad,
+    split_group,
+    token_batch,
+)
 from simko_mlx.config import Config, OptimConfig
 from simko_mlx.losses import LOSSES, find_loss
 from simko_mlx.policy import Policy, named_arrays
@@ -63,7 +71,8 @@ def random_words(*key: Any) -> int:
 
 @dataclass
 class _Microbatch:
-    """One group that has something to teach, with the log-probs measured before any update."""
+    """Completions of one group that has something to teach, with the log-probs measured before
+    any update."""
 
     scored: ScoredGroup
     old: mx.array | None = None
@@ -127,7 +136,7 @@ class Learner:
         mx.random.seed(random_words(self.config.seed, "dropout", step))
         updates = optim_config.minibatches * optim_config.num_iterations
         batches = [self._prepare(scored, measure_old=updates > 1) for scored in groups]
-        report.skipped_groups = sum(b is None for b in batches)
+        report.skipped_groups = sum(not b for b in batches)
         self.policy.model.train()
         total = updates * max(1, len(groups) // optim_config.minibatches)
         done = 0
@@ -138,7 +147,7 @@ class Learner:
             for part in np.array_split(order, optim_config.minibatches):
                 indices = [int(i) for i in part]
                 normalizer = completion_tokens([groups[i] for i in indices])
-                chosen = [b for i in indices if (b := batches[i]) is not None]
+                chosen = [b for i in indices for b in batches[i]]
                 gradient = self._gradient(chosen, float(normalizer), report)
                 done += len(indices)
                 progress(min(done, total), total)
@@ -161,9 +170,13 @@ class Learner:
         mask = self.config.loss.mask_truncated_completions
         return token_batch(scored, normalizer=normalizer, mask_truncated=mask)
 
-    def _prepare(self, scored: ScoredGroup, *, measure_old: bool) -> _Microbatch | None:
+    def _prepare(self, scored: ScoredGroup, *, measure_old: bool) -> list[_Microbatch]:
         if self.may_skip and not has_signal(scored, self._batch(scored, 1.0)):
-            return None
+            return []
+        size = self.config.optim.microbatch_size or len(scored.verdicts)
+        return [self._measure(part, measure_old) for part in split_group(scored, size)]
+
+    def _measure(self, scored: ScoredGroup, measure_old: bool) -> _Microbatch:
         prepared = _Microbatch(scored)
         if measure_old:
             # With the training function: the decoder's log-probs differ in the last digits.

@@ -37,14 +37,13 @@ __all__ = ["RunSummary", "Terminated", "new_run_dir", "train"]
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run came to. ``stopped`` is never set by a run that went to its end."""
+    """What a run came to; evaluations that were switched off are None."""
 
     run_dir: Path
     step: int
     base: Evaluation | None
     trained: Evaluation | None
     best_step: int | None
-    stopped: bool = False
 
 
 @dataclass
@@ -84,10 +83,10 @@ def train(
             )
             pool = stack.enter_context(_verifier_pool(config))
             policy = load_policy(config, adapter=saved[0] if saved else None)
-            if not run_dir.exists():
+            run = _Run(config, run_dir, policy, pool, dataset)
+            if not run_dir.exists():  # last, so that a mistake leaves no folder behind
                 rundir.make_folder(run_dir)
                 stack.enter_context(checkpoint.locked(run_dir))
-            run = _Run(config, run_dir, policy, pool, dataset)
             return run.go(logger, interrupts, recipe, saved)
     except OSError as error:
         if checkpoint.is_full(error):
