@@ -208,8 +208,8 @@ def _positive(config: Config) -> None:
         "rollout.max_completion_length": 1, "rollout.batch_size": 1, "rollout.prefill_chunk": 1,
         "loss.simko_k": 1, "loss.rank1_penalty": 0, "loss.kl_coef": 0, "loss.clip_low": 0,
         "loss.clip_high": 0, "optim.learning_rate": 0, "optim.weight_decay": 0,
-        "optim.minibatches": 1, "optim.num_iterations": 1, "optim.microbatch_size": 1, "eval.problems": 1, "eval.n": 2,
-        "eval.every": 0, "eval.every_problems": 1, "eval.every_n": 2, "checkpoint.every": 1,
+        "optim.minibatches": 1, "optim.num_iterations": 1, "optim.microbatch_size": 1,
+        "eval.problems": 1, "eval.n": 2, "eval.every": 0, "eval.every_problems": 1, "eval.every_n": 2, "checkpoint.every": 1,
         "checkpoint.keep": 1, "eval.budget_minutes": 0, "data.limit": 1, "prompt.max_length": 1,
     }  # fmt: skip
     for key, low in at_least.items():
@@ -220,8 +220,10 @@ def _positive(config: Config) -> None:
     norm = values["optim.max_grad_norm"]
     message = f"optim.max_grad_norm is {norm}: use a positive norm or null."
     require(norm is None or norm > 0, message)
-    for key in ("loss.alpha", "loss.entropy_quantile", "policy.lora_parameters.dropout"):
+    for key in ("loss.alpha", "loss.entropy_quantile"):
         require(0 <= values[key] <= 1, f"{key} is {values[key]}: it must lie between 0 and 1.")
+    key = "policy.lora_parameters.dropout"
+    require(0 <= values[key] < 1, f"{key} is {values[key]}: it must be below 1, and at least 0.")
 
 
 def validate(config: Config) -> None:
