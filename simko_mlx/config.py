@@ -207,10 +207,10 @@ def _positive(config: Config) -> None:
         "verifier.workers": 1, "rollout.problems_per_step": 1, "rollout.group_size": 2,
         "rollout.max_completion_length": 1, "rollout.batch_size": 1, "rollout.prefill_chunk": 1,
         "loss.simko_k": 1, "loss.rank1_penalty": 0, "loss.kl_coef": 0, "loss.clip_low": 0,
-        "loss.clip_high": 0, "optim.learning_rate": 0, "optim.weight_decay": 0,
-        "optim.minibatches": 1, "optim.num_iterations": 1, "optim.microbatch_size": 1,
-        "eval.problems": 1, "eval.n": 2, "eval.every": 0, "eval.every_problems": 1, "eval.every_n": 2,
-        "checkpoint.every": 1, "checkpoint.keep": 1, "eval.budget_minutes": 0, "data.limit": 1, "prompt.max_length": 1,
+        "loss.clip_high": 0, "optim.learning_rate": 0, "optim.weight_decay": 0, "optim.minibatches":
+        1, "optim.num_iterations": 1, "optim.microbatch_size": 1, "eval.problems": 1, "eval.n": 2,
+        "eval.every": 0, "eval.every_problems": 1, "eval.every_n": 2, "checkpoint.every": 1,
+        "checkpoint.keep": 1, "eval.budget_minutes": 0, "data.limit": 1, "prompt.max_length": 1,
     }  # fmt: skip
     for key, low in at_least.items():
         value = values[key]
