@@ -18,12 +18,15 @@ def _ks(ctx: click.Context, param: click.Parameter, value: str | None) -> list[i
         raise click.BadParameter("write whole numbers with commas, like 1,8,64.") from None
 
 
+POSITIVE = click.IntRange(1)
+
+
 @click.command("eval")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--base", is_flag=True, help="Measure the base model too.")
 @click.option("--k", "ks", metavar="1,2,4", callback=_ks, help="The k of pass@k.")
-@click.option("--n", metavar="N", type=int, help="Completions per problem, at least 2k.")
-@click.option("--problems", metavar="N", type=int, help="Number of held-out problems.")
+@click.option("--n", metavar="N", type=POSITIVE, help="Completions per problem, at least 2k.")
+@click.option("--problems", metavar="N", type=POSITIVE, help="Number of held-out problems.")
 @click.option("--step", metavar="S", type=int, help="Checkpoint to measure; default: the last.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else on stdout.")
 def command(run: Path, base: bool, as_json: bool, **options: Any) -> int:

@@ -21,6 +21,6 @@ def group_advantages(rewards: Sequence[float | None], *, scale: bool = True) -> 
     mean = sum(scored) / len(scored)
     divisor = 1.0
     if scale:
-        variance = sum((r - mean) ** 2 for r in scored) / (len(scored) - 1)
+        variance = sum((r - mean) * (r - mean) for r in scored) / (len(scored) - 1)
         divisor = sqrt(variance) + EPSILON
     return [0.0 if r is None else (r - mean) / divisor for r in rewards]

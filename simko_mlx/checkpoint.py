@@ -72,8 +72,12 @@ def save(run_dir: Path, step: int, files: dict[str, bytes]) -> Path:
     return final
 
 
-def no_space(what: str, run_dir: Path) -> UserError:
-    return UserError(
+class NoSpace(UserError):
+    """The disk is full: trying to save once more would fail again."""
+
+
+def no_space(what: str, run_dir: Path) -> NoSpace:
+    return NoSpace(
         f"There is no space to save {what} in {run_dir}: free some and continue with "
         f"`simko-mlx train --resume {run_dir}`; earlier checkpoints are intact."
     )
@@ -169,6 +173,9 @@ def clean(run_dir: Path) -> None:
     for pattern in (".tmp-*", ".old-*"):
         for path in (run_dir / FOLDER).glob(pattern):
             shutil.rmtree(path, ignore_errors=True)
+    for folder in (run_dir, run_dir / "adapters", run_dir / "evaluations"):
+        for path in folder.glob(".tmp-*"):
+            path.unlink()
 
 
 @contextmanager

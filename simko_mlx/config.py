@@ -8,8 +8,6 @@ Reading files, environment and flags is in ``config_sources.py``.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
@@ -179,11 +177,6 @@ def key_types(cls: type = Config, prefix: str = "") -> dict[str, Any]:
 def semantic(config: Config) -> dict[str, Any]:
     """The keys that decide what is computed."""
     return {key: value for key, item, value in leaves(config) if not item.metadata}
-
-
-def semantic_hash(config: Config) -> str:
-    text = json.dumps(semantic(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def set_key(config: Config, key: str, value: Any) -> None:

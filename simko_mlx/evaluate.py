@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlx.core as mx
@@ -265,17 +268,23 @@ def evaluate_run(
 
     results = []
     verifier = config.verifier
-    with VerifierPool(
-        verifier.name,
-        correct_at=verifier.correct_at,
-        timeout=verifier.timeout,
-        workers=verifier.workers,
-    ) as pool:
-        labels = ["base"] * base + [f"step {state['step']}"]
-        for label in labels:
-            policy = load_base(config) if label == "base" else load_policy(config, adapter=folder)
+    with ExitStack() as stack:
+        # A copy: while the base is measured, a run that goes on may prune the checkpoint.
+        adapter = Path(stack.enter_context(TemporaryDirectory())) / "adapter"
+        shutil.copytree(folder, adapter)
+        pool = stack.enter_context(
+            VerifierPool(
+                verifier.name,
+                correct_at=verifier.correct_at,
+                timeout=verifier.timeout,
+                workers=verifier.workers,
+            )
+        )
+        for label in ["base"] * base + [f"step {state['step']}"]:
+            policy = load_base(config) if label == "base" else load_policy(config, adapter=adapter)
             prompts, dropped = policy.prompts.encode_all(heldout, policy.max_prompt_length)
             require(bool(prompts), f"All {dropped} held-out prompts are too long for this model.")
             plan = Plan(label, n, tuple(ks))
             results.append(evaluate(policy, pool, prompts, plan, progress))
+            del policy, prompts  # never two models in memory
     return results

@@ -179,7 +179,8 @@ class Learner:
     def _measure(self, scored: ScoredGroup, measure_old: bool) -> _Microbatch:
         prepared = _Microbatch(scored)
         if measure_old:
-            # With the training function: the decoder's log-probs differ in the last digits.
+            # By the training function, without dropout: those of the policy that sampled, but
+            # for the last digits, in which the decoder differs.
             prepared.old = self._logprobs(scored)
         if self.config.loss.kl_coef:
             with self.policy.reference():
@@ -206,17 +207,17 @@ class Learner:
             gradient = grads if gradient is None else tree_map(mx.add, gradient, grads)
             mx.eval(loss, metrics, logprobs, gradient)  # one microbatch in memory at a time
             loss_sum += float(loss)
-            self._record(prepared.scored, batch, metrics, logprobs, report)
-        report.loss += loss_sum
+            self._record(prepared, batch, metrics, logprobs, report)
         if gradient is not None and not math.isfinite(loss_sum):
             report.skipped_updates += 1
             report.problems.append(f"the loss is {loss_sum}")
             return None
+        report.loss += loss_sum
         return gradient
 
     def _record(
         self,
-        scored: ScoredGroup,
+        prepared: _Microbatch,
         batch: TokenBatch,
         metrics: dict[str, mx.array],
         logprobs: mx.array,
@@ -225,11 +226,16 @@ class Learner:
         for name, value in metrics.items():
             report.sums[name] = report.sums.get(name, 0.0) + float(value)
         report.tokens += float(batch.loss_mask.sum())
-        if report.updates == 0:  # the weights are still those that sampled
-            decoded = pad([c.logprobs for c in scored.group.completions])
-            real = pad([[1.0] * len(c.token_ids) for c in scored.group.completions])
-            gap = mx.where(real > 0, mx.abs(logprobs - decoded), 0.0).max()
-            report.decode_gap = max(report.decode_gap, float(gap))
+        # The weights must still be those that sampled, and dropout off, as it was then.
+        before = prepared.old
+        if before is None and not self.config.policy.lora_parameters.dropout:
+            before = logprobs
+        if report.updates == 0 and before is not None:
+            completions = prepared.scored.group.completions
+            decoded = pad([c.logprobs for c in completions])
+            real = pad([[1.0] * len(c.token_ids) for c in completions])
+            gap = float(mx.where(real > 0, mx.abs(before - decoded), 0.0).max())
+            report.decode_gap = float(np.maximum(report.decode_gap, gap))  # keeps a NaN
 
     def _apply(self, gradient: Any, step: int, report: Report) -> None:
         limit = self.config.optim.max_grad_norm

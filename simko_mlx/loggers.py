@@ -7,6 +7,7 @@ that the library neither prints nor imports rich.
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any, Protocol
@@ -80,7 +81,11 @@ class JsonlLogger(Silent):
         self._files = [open(run_dir / name, "ab") for name in self.FILES]  # noqa: SIM115
 
     def step(self, metrics: StepMetrics, groups: list[ScoredGroup]) -> None:
-        self._write(0, {"step": metrics.step, **metrics.values})
+        values = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in metrics.values.items()
+        }
+        self._write(0, {"step": metrics.step, **values})  # JSON has no NaN
         for scored in groups:
             rows = zip(scored.group.completions, scored.verdicts, scored.advantages, strict=True)
             for index, (completion, verdict, advantage) in enumerate(rows):
@@ -101,7 +106,7 @@ class JsonlLogger(Silent):
                 )
 
     def _write(self, which: int, row: dict[str, Any]) -> None:
-        line = json.dumps(row, ensure_ascii=False, allow_nan=True)
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False)
         # A lone surrogate can come out of a byte-level tokenizer; the log must still be UTF-8.
         self._files[which].write(line.encode("utf-8", "backslashreplace") + b"\n")
         self._files[which].flush()

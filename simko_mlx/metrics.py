@@ -81,7 +81,7 @@ def group_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     rewards = [v.reward for v in verdicts if v.reward is not None]
     tokens = sum(len(c.token_ids) for c in completions)
     return {
-        "reward/mean": sum(rewards) / max(1, len(rewards)),
+        **({"reward/mean": sum(rewards) / len(rewards)} if rewards else {}),
         "reward/correct": sum(v.correct for v in verdicts) / len(verdicts),
         "reward/mixed_groups": sum(any(s.advantages) for s in groups) / len(groups),
         "reward/unscorable": sum(v.reward is None for v in verdicts) / len(verdicts),

@@ -46,6 +46,8 @@ class Policy:
         self.stop_tokens = stop_tokens(tokenizer, path)
         self.context = _context_length(path)
         self.adapter_config: dict[str, Any] = {}
+        self.notes: list[str] = []
+        self.ragged: bool | None = None  # see rollout.can_decode_ragged
 
     @property
     def max_prompt_length(self) -> int | None:
@@ -119,10 +121,16 @@ def load_policy(config: Config, *, adapter: Path | None = None) -> Policy:
     policy = Policy(model, tokenizer, path, config)
     if adapter is None and config.policy.adapter_path is not None:
         adapter = Path(config.policy.adapter_path).expanduser()
+    require(
+        config.policy.fine_tune_type == "lora" or not _is_quantized(model),
+        "policy.fine_tune_type is full but the model is quantised: use lora, or a model that is "
+        "not quantised.",
+    )
     mx.random.seed(config.seed)
     model.freeze()
     if adapter is not None:
         policy.adapter_config = _start_from(model, adapter, config)
+        policy.notes += _ignored(policy.adapter_config, config)
     else:
         policy.adapter_config = _new_adapter(model, config)
     _make_trainable(policy)
@@ -228,11 +236,6 @@ def _is_quantized(model: nn.Module) -> bool:
 
 def _new_adapter(model: nn.Module, config: Config) -> dict[str, Any]:
     policy = config.policy
-    require(
-        policy.fine_tune_type == "lora" or not _is_quantized(model),
-        "policy.fine_tune_type is full but the model is quantised: use lora, or a model that is "
-        "not quantised.",
-    )
     if policy.fine_tune_type == "lora":
         try:
             linear_to_lora_layers(model, policy.num_layers, to_dict(policy.lora_parameters))
@@ -251,8 +254,17 @@ def _start_from(model: nn.Module, adapter: Path, config: Config) -> dict[str, An
         message = f"{adapter} is not an mlx-lm adapter: it has no {name}."
         require((adapter / name).is_file(), message)
     check_safetensors(adapter / "adapters.safetensors")
-    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    kind = settings.get("fine_tune_type", "lora")
+    try:
+        settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        kind = settings.get("fine_tune_type", "lora")
+    except (ValueError, AttributeError) as error:
+        raise UserError(
+            f"{adapter / 'adapter_config.json'} is not a JSON object: restore it, or start from "
+            "another adapter."
+        ) from error
+    require(
+        kind in ("lora", "full"), f"{adapter} is a {kind} adapter, which can't be trained here."
+    )
     require(
         kind == config.policy.fine_tune_type,
         f"{adapter} is a {kind} adapter but policy.fine_tune_type is "
@@ -266,21 +278,26 @@ def _start_from(model: nn.Module, adapter: Path, config: Config) -> dict[str, An
     return {**settings, "model": config.model}
 
 
+def _ignored(settings: dict[str, Any], config: Config) -> list[str]:
+    """A note where the config asks for another LoRA than the adapter that is started from."""
+    wanted = {"num_layers": config.policy.num_layers, **to_dict(config.policy.lora_parameters)}
+    given = {"num_layers": settings.get("num_layers"), **(settings.get("lora_parameters") or {})}
+    differing = [key for key in wanted if key in given and wanted[key] != given[key]]
+    if config.policy.fine_tune_type == "full" or not differing:
+        return []
+    values = ", ".join(f"{key} {given[key]}" for key in differing)
+    return [f"The adapter's own LoRA settings are used: {values}."]
+
+
 def _make_trainable(policy: Policy) -> None:
     """Unfreezes what trains and makes it float32."""
     model = policy.model
     if policy.config.policy.fine_tune_type == "full":
-        # Mixed types would promote activations back and forth; full tuning is for small models.
-        floats = tree_map(
-            lambda a: a.astype(mx.float32) if mx.issubdtype(a.dtype, mx.floating) else a,
-            model.parameters(),
-        )
-        model.update(floats)
         layers = policy.config.policy.num_layers
         if layers <= 0:
             model.unfreeze()
         else:
             for layer in list(model.layers or [])[-layers:]:
                 layer.unfreeze()
-    else:
-        model.update(tree_map(lambda a: a.astype(mx.float32), model.trainable_parameters()))
+    # What does not train keeps its type, as it has when mlx-lm loads base and adapter.
+    model.update(tree_map(lambda a: a.astype(mx.float32), model.trainable_parameters()))

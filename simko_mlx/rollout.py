@@ -71,8 +71,8 @@ def rollout(
 ) -> list[RolloutGroup]:
     """Samples ``group_size`` completions for each (problem, prompt ids), in order.
 
-    ``policy`` has ``model``, ``tokenizer`` and ``stop_tokens``. The model is left in evaluation
-    mode (LoRA's dropout would otherwise stay on while sampling).
+    ``policy`` has ``model``, ``tokenizer``, ``stop_tokens`` and ``ragged``. The model is left in
+    evaluation mode (LoRA's dropout would otherwise stay on while sampling).
     """
     policy.model.eval()
     rows = [
@@ -80,7 +80,8 @@ def rollout(
         for p, (problem, _) in enumerate(prompts)
         for g in range(sampling.group_size)
     ]
-    ragged = can_decode_ragged(policy.model)
+    # An empty recurrent state can't be merged with a filled one: a prompt of one token decides.
+    ragged = can_decode_ragged(policy) and all(len(ids) > 1 for _, ids in prompts)
     prefilled: dict[int, list[Any]] = {}
     finished = 0
     for batch in _batches(rows, [len(ids) for _, ids in prompts], sampling.batch_size, ragged):
@@ -112,20 +113,15 @@ def _batches(
         start = end
 
 
-def can_decode_ragged(model: nn.Module) -> bool:
-    """Whether rows of different lengths can share a batch; tried once per model.
+def can_decode_ragged(policy: Any) -> bool:
+    """Whether rows of different lengths can share a batch; tried once per policy.
 
     Some architectures can't take the mask that left-padded rows need, and some caches can't be
     merged. The merged batch has to reproduce the rows decoded alone.
     """
-    known = _RAGGED.get(id(model))
-    if known is None or known[0] is not model:
-        known = (model, _try_ragged(model))
-        _RAGGED[id(model)] = known
-    return known[1]
-
-
-_RAGGED: dict[int, tuple[nn.Module, bool]] = {}
+    if policy.ragged is None:
+        policy.ragged = _try_ragged(policy.model)
+    return policy.ragged
 
 
 def _try_ragged(model: nn.Module) -> bool:
@@ -143,8 +139,9 @@ def _try_ragged(model: nn.Module) -> bool:
     except ValueError:  # shapes that don't broadcast
         return False
     expected = mx.concatenate(alone).astype(mx.float32)
+    tolerance = 1e-3 if together.dtype == mx.float32 else 0.05
     error = float(mx.abs(together.astype(mx.float32) - expected).max())
-    return error <= 0.05 * float(mx.abs(expected).max())
+    return error <= tolerance * float(mx.abs(expected).max())
 
 
 def _groups(

@@ -32,6 +32,7 @@ class RunEvaluations:
         self.config = policy.config.eval
         self.budget = 60 * self.config.budget_minutes
         self.small_seconds = 0.0
+        self.told = False
 
     def before(self, step: int) -> Evaluation | None:
         """The start's evaluation; a resumed run (``step`` > 0) finds the one that was made then."""
@@ -43,6 +44,8 @@ class RunEvaluations:
         if path.exists():
             base = Evaluation.from_json(json.loads(path.read_bytes()))
             if self._as_planned(base):
+                if step == 0:  # its line in the log was cut back with all that came after
+                    self._log(0, base, "full")
                 return base
         with ExitStack() as stack:
             if step > 0:
@@ -62,6 +65,8 @@ class RunEvaluations:
             and set(base.pass_at_k) == set(self.config.k)
             and base.temperature == self.config.temperature
             and (bool(base.note) or base.problems == min(self.config.problems, len(self.prompts)))
+            and base.problems <= self.config.problems
+            and base.problem_ids == tuple(p.id for p, _ in self.prompts[: base.problems])
         )
 
     def after(self, step: int, base: Evaluation | None) -> Evaluation | None:
@@ -69,25 +74,38 @@ class RunEvaluations:
         if not (self.config.after and self.prompts):
             return None
         problems = base.problems if base else self.config.problems
-        trained = self._full(f"step {step}", problems, None)
+        # The same problems as before, unless answers have become so much slower that the whole
+        # budget would not do.
+        left = self.budget - self.small_seconds - (base.seconds if base else 0.0)
+        trained = self._full(f"step {step}", problems, max(0.0, left))
         self._keep(trained)
         return trained
 
-    def small(self, step: int) -> float | None:
-        """The value of ``eval.metric`` on a few problems; None when the budget is used up."""
+    def small(self, step: int) -> dict[str, Any] | None:
+        """The value of ``eval.metric`` on a few problems, with the settings that it depends on;
+        None when the budget is used up, or has cut this evaluation short."""
         if not self.prompts:
             return None
         left = self.budget * SMALL_SHARE - self.small_seconds
         if left <= 0:
-            if self.small_seconds < float("inf"):
+            if not self.told:
                 self.logger.message("eval.budget_minutes is used up: no more small evaluations.")
-            self.small_seconds = float("inf")
+            self.told = True
             return None
         ks = tuple(k for k in sorted(set(self.config.k)) if 2 * k <= self.config.every_n)
         plan = Plan(f"step {step}", self.config.every_n, ks or (1,), left)
         result = self._evaluate(self.prompts[: self.config.every_problems], plan, "small")
         self.small_seconds += result.seconds
-        return result.pass_at_k[int(self.config.metric.removeprefix("pass@"))].estimate
+        if result.note:
+            return None
+        return {
+            "metric": self.config.metric,
+            "n": result.n,
+            "problems": result.problems,
+            "temperature": result.temperature,
+            "value": result.pass_at_k[int(self.config.metric.removeprefix("pass@"))].estimate,
+            "step": step,
+        }
 
     def _full(self, label: str, problems: int, budget: float | None) -> Evaluation:
         plan = Plan(label, self.config.n, tuple(sorted(set(self.config.k))), budget)
@@ -98,14 +116,17 @@ class RunEvaluations:
             self.logger.phase("evaluate", done, total, detail)
 
         result = evaluate(self.policy, self.pool, prompts, plan, progress)
-        values: dict[str, Any] = {"eval/tier": tier, "eval/label": plan.label}
+        step = 0 if plan.label in ("base", "start") else int(plan.label.removeprefix("step "))
+        self._log(step, result, tier)
+        return result
+
+    def _log(self, step: int, result: Evaluation, tier: str) -> None:
+        values: dict[str, Any] = {"eval/tier": tier, "eval/label": result.label}
         values |= {f"eval/pass@{k}": v.estimate for k, v in result.pass_at_k.items()}
         values |= {"eval/entropy": result.entropy, "eval/rank1": result.rank_probs[0]}
         values |= {"eval/n": result.n, "eval/problems": result.problems}
         values |= {"time/eval": result.seconds}
-        step = 0 if plan.label in ("base", "start") else int(plan.label.removeprefix("step "))
         self.logger.step(StepMetrics(step, values), [])
-        return result
 
     def _keep(self, result: Evaluation) -> None:
         name = result.label.replace(" ", "-") + ".json"

@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from simko_mlx.policy import Policy, load_policy
 from simko_mlx.rollout import Sampling, rollout
 from simko_mlx.run_evaluations import RunEvaluations
 from simko_mlx.rundir import new_run_dir
-from simko_mlx.types import RolloutGroup, ScoredGroup, StepMetrics, require
+from simko_mlx.types import RolloutGroup, ScoredGroup, StepMetrics, UserError, require
 from simko_mlx.verifiers.pool import VerifierPool
 
 __all__ = ["RunSummary", "Terminated", "new_run_dir", "train"]
@@ -54,7 +54,7 @@ class TrainState:
     learner: Learner
     step: int = 0
     best: dict[str, Any] | None = None
-    totals: dict[str, float] = field(default_factory=dict)
+    evaluated: int = 0  # the last step that had its small evaluation
 
 
 def train(
@@ -87,6 +87,8 @@ def train(
             if not run_dir.exists():  # last, so that a mistake leaves no folder behind
                 rundir.make_folder(run_dir)
                 stack.enter_context(checkpoint.locked(run_dir))
+            if not resume:
+                rundir.require_run(run_dir, resume)  # now that nobody else can come in between
             return run.go(logger, interrupts, recipe, saved)
     except OSError as error:
         if checkpoint.is_full(error):
@@ -119,7 +121,7 @@ class _Run:
         self.run_dir = run_dir
         self.policy = policy
         self.pool = pool
-        self.notes = list(dataset.notes)
+        self.notes = [*dataset.notes, *policy.notes]
         self.train_prompts = self._encode(dataset.train, "training")
         heldout = dataset.heldout[: max(config.eval.problems, config.eval.every_problems)]
         self.eval_prompts = self._encode(heldout, "held-out") if heldout else []
@@ -162,6 +164,8 @@ class _Run:
         self.evaluations = RunEvaluations(
             self.run_dir, self.policy, self.pool, self.eval_prompts, self.logger
         )
+        if saved is not None:
+            self.evaluations.small_seconds = saved[1]["small_seconds"]
         try:
             self.logger.start(self._info(recipe))
             return self._train()
@@ -172,12 +176,15 @@ class _Run:
         try:
             self._save()
             base = self.evaluations.before(self.state.step)
+            self._small_evaluation()  # a run that was stopped during one still owes it
             while self.state.step < self.config.steps:
                 self._step()
                 self._after_step()
-        except (KeyboardInterrupt, Terminated):
-            with self.interrupts.shield():
-                self._save()
+        except (KeyboardInterrupt, Terminated, UserError) as error:
+            # No step is half done here: a verifier that fails does so before weights change.
+            if not isinstance(error, checkpoint.NoSpace):
+                with self.interrupts.shield():
+                    self._save()
             raise
         trained = self.evaluations.after(self.state.step, base)
         best = self.state.best["step"] if self.state.best else None
@@ -221,7 +228,6 @@ class _Run:
             tokens = values["rollout/tokens"]
             values["rollout/tokens_per_second"] = tokens / max(1e-9, rolled - began)
             values["mem/peak_gb"] = mx.get_peak_memory() / 1e9
-            self._count(report)
             self.logger.step(StepMetrics(number, values), scored)
         self._speak(number, scored, report)
 
@@ -267,10 +273,6 @@ class _Run:
             for group, mine in zip(groups, verdicts, strict=True)
         ]
 
-    def _count(self, report: Report) -> None:
-        for name in ("updates", "skipped_groups", "skipped_updates"):
-            self.state.totals[name] = self.state.totals.get(name, 0) + getattr(report, name)
-
     def _speak(self, number: int, scored: list[ScoredGroup], report: Report) -> None:
         for problem in report.problems:
             self.logger.message(f"Step {number}: {problem}; that update was skipped.")
@@ -279,16 +281,23 @@ class _Run:
             self.logger.message(advice)
 
     def _after_step(self) -> None:
+        self._small_evaluation()
         step, config = self.state.step, self.config
-        last = step == config.steps
-        if config.eval.every and (step % config.eval.every == 0 or last):
-            value = self.evaluations.small(step)
-            if value is not None and (not self.state.best or value > self.state.best["value"]):
-                self.state.best = {"step": step, "metric": config.eval.metric, "value": value}
-                with self.interrupts.shield():
-                    self._save()
-        if step % config.checkpoint.every == 0 or last:
+        if step % config.checkpoint.every == 0 or step == config.steps:
             with self.interrupts.shield():
+                self._save()
+
+    def _small_evaluation(self) -> None:
+        """Where one is due and not done yet; its checkpoint is kept if none was better."""
+        state, every = self.state, self.config.eval.every
+        due = every and (state.step % every == 0 or state.step == self.config.steps)
+        if not due or state.step <= state.evaluated:
+            return
+        result = self.evaluations.small(state.step)
+        with self.interrupts.shield():
+            state.evaluated = state.step
+            if result is not None and _better(result, state.best):
+                state.best = result
                 self._save()
 
     # --- state ------------------------------------------------------------------------------
@@ -297,7 +306,8 @@ class _Run:
         state = {
             "step": self.state.step,
             "best": self.state.best,
-            "totals": self.state.totals,
+            "evaluated": self.state.evaluated,
+            "small_seconds": self.evaluations.small_seconds,
             "semantic": semantic(self.config),
             "problems": self.fingerprint,
             "logs": self.jsonl.offsets(),
@@ -323,7 +333,7 @@ class _Run:
         self.state.learner.load_state((folder / "optimizer.safetensors").read_bytes())
         self.state.step = state["step"]
         self.state.best = state["best"]
-        self.state.totals = state["totals"]
+        self.state.evaluated = state["evaluated"]
         cut_back(self.run_dir, state["logs"])
 
     def _info(self, recipe: str) -> dict[str, Any]:
@@ -346,3 +356,11 @@ class _Run:
             "stop_tokens": stops,
             "notes": self.notes,
         }
+
+
+def _better(result: dict[str, Any], best: dict[str, Any] | None) -> bool:
+    """Whether a small evaluation beats the best so far; one made with other settings is no match
+    and gives way."""
+    if best is None or any(best[key] != result[key] for key in result.keys() - {"step", "value"}):
+        return True
+    return result["value"] > best["value"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from simko_mlx.config import Config, leaves, semantic, semantic_hash
+from simko_mlx.config import Config, leaves, semantic
 from simko_mlx.config_sources import (
     ELSEWHERE,
     dump,
@@ -210,7 +210,7 @@ def test_resume_takes_the_run_and_changes_on_top(tmp_path):
         resume_config(tmp_path, environ={})
 
 
-def test_the_hash_covers_what_is_computed_and_nothing_else():
+def test_semantic_keys_cover_what_is_computed_and_nothing_else():
     base = Config()
-    assert semantic_hash(base) == semantic_hash(Config(steps=7, output_dir="x"))
-    assert semantic_hash(base) != semantic_hash(Config(seed=1))
+    assert semantic(base) == semantic(Config(steps=7, output_dir="x"))
+    assert semantic(base) != semantic(Config(seed=1))

@@ -203,3 +203,53 @@ def test_the_context_limits_the_prompt(qwen2):
     assert load_base(config).max_prompt_length == 7
     config.rollout.max_completion_length = 600
     assert load_base(config).max_prompt_length == 0
+
+
+def test_a_full_adapter_on_a_quantised_base_is_refused(tmp_path):
+    plain = make_model(tmp_path / "plain")
+    adapter = write_adapter(
+        load_policy(config_for(plain, fine_tune_type="full")), tmp_path / "adapter"
+    )
+    quantised = make_model(tmp_path / "quantised", bits=4)
+    with pytest.raises(UserError, match="the model is quantised"):
+        load_policy(config_for(quantised, fine_tune_type="full", adapter_path=str(adapter)))
+
+
+def test_another_lora_in_the_config_than_in_the_adapter_is_said(qwen2, tmp_path):
+    adapter = write_adapter(load_policy(config_for(qwen2)), tmp_path / "adapter")
+    config = config_for(qwen2, adapter_path=str(adapter))
+    assert load_policy(config).notes == []
+    config.policy.lora_parameters.rank = 32
+    assert load_policy(config).notes == ["The adapter's own LoRA settings are used: rank 8."]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"fine_tune_type": "dora"}'])
+def test_adapters_that_cannot_be_trained_get_one_sentence(qwen2, tmp_path, text):
+    adapter = write_adapter(load_policy(config_for(qwen2)), tmp_path / "adapter")
+    (adapter / "adapter_config.json").write_text(text)
+    with pytest.raises(UserError, match=r"not a JSON object|dora adapter"):
+        load_policy(config_for(qwen2, adapter_path=str(adapter)))
+
+
+@pytest.mark.parametrize("layers", [-1, 1])
+def test_full_tuning_of_a_bf16_model_reloads_as_it_was(tmp_path, layers):
+    model = make_model(tmp_path / "model", dtype=mx.bfloat16)
+    policy = load_policy(config_for(model, fine_tune_type="full", num_layers=layers))
+    perturb(policy)
+    adapter = write_adapter(policy, tmp_path / "adapter")
+    loaded = mlx_lm.load(str(model), adapter_path=str(adapter))[0]
+    assert mx.abs(loaded(ROW) - policy.model(ROW)).max().item() == 0
+
+
+def test_a_used_policy_is_let_go(qwen2):
+    import gc
+    import weakref
+
+    from simko_mlx.rollout import can_decode_ragged
+
+    policy = load_policy(config_for(qwen2))
+    assert can_decode_ragged(policy)
+    gone = weakref.ref(policy.model)
+    del policy
+    gc.collect()
+    assert gone() is None

@@ -202,7 +202,7 @@ def test_caches_that_cannot_merge_decode_one_row_at_a_time(qwen2, monkeypatch):
     monkeypatch.setattr(
         "simko_mlx.rollout.make_prompt_cache", lambda model: [Unmergeable() for _ in model.layers]
     )
-    monkeypatch.setattr("simko_mlx.rollout._RAGGED", {})
+    policy.ragged = None
     alone = sample(policy, 2)
     for a, b in zip(expected, alone, strict=True):
         assert [c.token_ids for c in a.completions] == [c.token_ids for c in b.completions]

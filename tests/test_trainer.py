@@ -495,3 +495,81 @@ def test_schedules_are_mlx_lms():
         config.lr_schedule = bad
         with pytest.raises(UserError, match=r"optim\.lr_schedule"):
             make_optimizer(config)
+
+
+def interrupted_in(phase_step: int, config, folder, *, small: bool):
+    """Runs until the evaluation (or the rollout) of that step, which Ctrl-C interrupts."""
+    import os
+    import signal
+
+    class Interrupting(Recorder):
+        def phase(self, name, done, total, detail=""):
+            rows = sum(1 for m in self.steps if "reward/correct" in m.values)
+            wanted = "evaluate" if small else "rollout"
+            if name == wanted and rows == phase_step - (0 if small else 1):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, folder, Interrupting())
+
+
+def evaluations_of(folder):
+    return [(r["step"], r["eval/tier"]) for r in metrics(folder) if "eval/tier" in r]
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_small_evaluation_that_was_interrupted_is_made_up_for(finished, tmp_path, step):
+    folder, config, summary, _ = finished
+    part = tmp_path / "part"
+    interrupted_in(step, config, part, small=True)
+    again, _ = run(config, part, resume=True)
+    assert evaluations_of(part) == evaluations_of(folder)
+    assert again.best_step == summary.best_step
+
+
+def test_the_base_evaluation_stays_in_the_log_after_an_early_interruption(finished, tmp_path):
+    folder, config, *_ = finished
+    part = tmp_path / "part"
+    interrupted_in(1, config, part, small=False)
+    run(config, part, resume=True)
+    assert evaluations_of(part) == evaluations_of(folder)
+
+
+def test_a_best_value_of_another_metric_gives_way(tmp_path):
+    keys = {"eval__every": 1, "eval__every_problems": 4, "eval__every_n": 4}
+    run(small_config(steps=2, eval__metric="pass@2", **keys), tmp_path / "run")
+    run(small_config(steps=4, eval__metric="pass@1", **keys), tmp_path / "run", resume=True)
+    loaded = checkpoint.load(tmp_path / "run")
+    assert loaded is not None
+    best = loaded[1]["best"]
+    assert best["metric"] == "pass@1" and best["step"] > 2
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_budget_holds_without_a_base_too(tmp_path, before):
+    config = small_config(
+        steps=1, eval__budget_minutes=0.0, eval__before=before, rollout__batch_size=4
+    )
+    summary, _ = run(config, tmp_path / "run")
+    assert summary.trained is not None and summary.trained.problems == 1
+
+
+FAIL_AT = {"calls": 0}
+
+
+def failing_late(completions, **kwargs):
+    FAIL_AT["calls"] += 1
+    return [float("nan")] if FAIL_AT["calls"] > 9 else [float(len(c) % 2) for c in completions]
+
+
+def test_a_reward_function_that_fails_late_loses_no_finished_step(tmp_path):
+    config = small_config(
+        verifier__name="tests.test_trainer:failing_late",
+        checkpoint__every=100,
+        eval__before=False,
+        eval__after=False,
+    )
+    with pytest.raises(UserError, match="failing_late"):
+        run(config, tmp_path / "run")
+    rows = metrics(tmp_path / "run")
+    assert len(rows) >= 1 and checkpoint.steps(tmp_path / "run")[-1] == len(rows)
