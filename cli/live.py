@@ -31,7 +31,7 @@ REFRESH = 0.1  # seconds between two pictures
 def view(*, plain: bool = False) -> Iterator[Logger]:
     """The logger that shows a run. The terminal is as it was whichever way the block is left."""
     # Not rich's own idea of a terminal: FORCE_COLOR would send cursor movements into a pipe.
-    live = sys.stdout.isatty() and ui.can_rewrite() and not plain
+    live = sys.stdout is not None and sys.stdout.isatty() and ui.can_rewrite() and not plain
     logger = LiveView() if live else PlainView()
     try:
         yield logger

@@ -73,6 +73,12 @@ def run(args: Sequence[str] | None = None) -> int:
         result = cli.main(args, prog_name="simko-mlx", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "simko-mlx"
+        click.echo(
+            f"error: {error.format_message()} (`{where} --help` lists what there is)", err=True
+        )
+        return error.exit_code
     except click.ClickException as error:
         error.show()
         return error.exit_code

@@ -29,7 +29,7 @@ def show(result: RunSummary, config: Config, console: Console | None = None) -> 
     evaluations = {
         name: evaluation
         for name, evaluation in (
-            ("base", result.base),
+            (result.base.label if result.base else "base", result.base),
             (f"trained (step {result.step})", result.trained),
         )
         if evaluation is not None

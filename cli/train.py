@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ def command(**options: Any) -> int:
 
     if options["resume"] and options["config"]:
         raise click.UsageError("--resume goes on with the run's own config: leave out --config.")
+    if options["resume"] and options["output_dir"]:
+        raise click.UsageError("--resume goes on in the run's own folder: leave out --output-dir.")
     with ui.user_errors():
         resolved = _resolve(options)
         if options["dry_run"]:
@@ -60,10 +63,9 @@ def _train(resolved: Resolved, options: dict[str, Any]) -> int:
     with live.view(plain=options["plain"]) as view:
         try:
             result = train(config, run_dir, view, recipe=resolved.recipe, resume=bool(resume))
-        except KeyboardInterrupt:
-            stopped = ui.INTERRUPTED
-        except Terminated:
-            stopped = ui.TERMINATED
+        except (KeyboardInterrupt, Terminated) as stop:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal is being put back
+            stopped = ui.TERMINATED if isinstance(stop, Terminated) else ui.INTERRUPTED
         else:
             stopped = 0
     if stopped:

@@ -22,6 +22,7 @@ from simko_mlx.types import UserError, require
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
+STATE_KEYS = {"step", "best", "evaluated", "small_seconds", "semantic", "problems", "logs"}
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -117,6 +118,8 @@ def problem_with(folder: Path) -> str | None:
         manifest = json.loads((folder / MANIFEST).read_bytes())
     except FileNotFoundError:
         return f"it has no {MANIFEST}"
+    except OSError as error:
+        return f"its {MANIFEST} can't be read ({error.strerror})"
     except ValueError:
         return f"its {MANIFEST} is not JSON"
     if not isinstance(manifest, dict) or not manifest:
@@ -126,6 +129,8 @@ def problem_with(folder: Path) -> str | None:
             digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         except FileNotFoundError:
             return f"{name} is missing"
+        except OSError as error:
+            return f"{name} can't be read ({error.strerror})"
         if digest != expected:
             return f"{name} differs from its manifest (SHA-256)"
     return None
@@ -150,11 +155,19 @@ def load(run_dir: Path, step: int | None = None) -> tuple[Path, dict[str, Any]] 
     )
     folder = step_folder(run_dir, step)
     problem = problem_with(folder)
+    state: Any = None
+    if not problem:
+        try:
+            state = json.loads((folder / "state.json").read_bytes())
+        except (OSError, ValueError):
+            problem = "its state.json is missing or not JSON"
+    if not problem and (not isinstance(state, dict) or not state.keys() >= STATE_KEYS):
+        problem = "its state.json is not one of this version"
     if problem:
         earlier = [s for s in found if s < step and not problem_with(step_folder(run_dir, s))]
         fix = f"continue from step {earlier[-1]}" if earlier else "start the run again"
         raise UserError(f"Checkpoint {folder} is damaged: {problem}; remove that folder to {fix}.")
-    return folder, json.loads((folder / "state.json").read_bytes())
+    return folder, state
 
 
 def prune(run_dir: Path, keep: int, protect: set[int]) -> None:
@@ -195,6 +208,11 @@ def locked(run_dir: Path) -> Iterator[None]:
                 f"{run_dir} is in use by {owner}: wait for it or stop it, or choose another "
                 "output_dir."
             ) from error
+        try:
+            current = os.stat(run_dir / ".lock").st_ino == os.fstat(descriptor).st_ino
+        except FileNotFoundError:
+            current = False
+        require(current, f"{run_dir} was in use by a process that has just ended: try again.")
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()}\n".encode())
         yield

@@ -52,8 +52,9 @@ class PromptConfig:
 @dataclass
 class DataConfig:
     source: str = "countdown"  # countdown | jsonl | parquet | package.module:function
-    path: str | None = None
-    eval_path: str | None = None  # None: `heldout` rows are held out of `path` by a hash
+    # Where the files lie may change on resume; the trainer checks that the problems have not.
+    path: str | None = execution(None)
+    eval_path: str | None = execution(None)  # None: `heldout` rows are held out of `path` by a hash
     heldout: int = 100
     prompt: str = "prompt"  # dotted paths into a row, e.g. reward_model.ground_truth
     answer: str = "answer"
@@ -210,6 +211,9 @@ def _positive(config: Config) -> None:
         require(value is None or value >= low, f"{key} is {value}: it must be at least {low}.")
     for key in ("rollout.temperature", "eval.temperature", "verifier.timeout", "optim.eps"):
         require(values[key] > 0, f"{key} is {values[key]}: it must be greater than 0.")
+    for key, high in (("seed", 2**63 - 1), ("verifier.timeout", 86_400)):
+        require(values[key] <= high, f"{key} is {values[key]}: it must be at most {high}.")
+    require(config.output_dir != "", "output_dir is empty: name a folder, or leave it out.")
     norm = values["optim.max_grad_norm"]
     message = f"optim.max_grad_norm is {norm}: use a positive norm or null."
     require(norm is None or norm > 0, message)

@@ -96,6 +96,7 @@ def resolve(
     merge = _Merge()
     merge.file(file)
     merge.overrides(environ, flags, sets)
+    merge.rescale_schedule()
     validate(merge.config)
     return Resolved(merge.config, merge.origins, file.stem)
 
@@ -134,12 +135,27 @@ def resume_config(
     """
     merge = _run_merge(run_dir / "config.yaml")
     merge.overrides(environ, flags, sets)
+    merge.rescale_schedule()
     validate(merge.config)
     return Resolved(merge.config, merge.origins, run_dir.resolve().name)
 
 
 def dump(config: Config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+# Which arguments of mlx's schedules are rates.
+_RATES = {
+    "cosine_decay": (0, 2),
+    "linear_schedule": (0, 1),
+    "exponential_decay": (0,),
+    "step_decay": (0,),
+}
+
+
+def _same_file(one: str | None, other: str | None) -> bool:
+    """Whether two origins are lines of one file, where neither is the stronger."""
+    return (one or "").rsplit(":", 1)[0] == (other or "").rsplit(":", 1)[0]
 
 
 class _Merge:
@@ -149,6 +165,7 @@ class _Merge:
         self.config = Config()
         self.types = key_types()
         self.origins = dict.fromkeys(self.types, "default")
+        self.order: list[str] = []  # keys as they were set, weakest source first
 
     def file(self, path: Path) -> None:
         try:
@@ -213,6 +230,33 @@ class _Merge:
             raise UserError(f"{origin}: there is no key {key!r}{self._suggest(key)}.")
         set_key(self.config, key, _convert(key, value, self.types[key], origin))
         self.origins[key] = origin
+        self.order.append(key)
+
+    def rescale_schedule(self) -> None:
+        """A learning rate that comes from a stronger source than the schedule sets its height.
+
+        mlx-lm's schedules hold rates of their own; left alone, `--set optim.learning_rate` would
+        change nothing in a recipe with a schedule.
+        """
+        rate, schedule = "optim.learning_rate", "optim.lr_schedule"
+        optim = self.config.optim
+        if optim.lr_schedule is None:
+            return
+        both = [key for key in self.order if key in (rate, schedule)]
+        overridden = both[-1] == rate and not _same_file(self.origins[rate], self.origins[schedule])
+        arguments = optim.lr_schedule.get("arguments")
+        places = _RATES.get(optim.lr_schedule.get("name", ""), ())
+        if not overridden or not isinstance(arguments, list):
+            return
+        places = [i for i in places if i < len(arguments)]
+        if not all(isinstance(arguments[i], (int, float)) for i in places):
+            return
+        peak = max((arguments[i] for i in places), default=0)
+        if peak > 0 and peak != optim.learning_rate:
+            factor = optim.learning_rate / peak
+            scaled = [a * factor if i in places else a for i, a in enumerate(arguments)]
+            optim.lr_schedule = {**optim.lr_schedule, "arguments": scaled}
+            self.origins[schedule] += f", rescaled to {rate}"
 
     def _suggest(self, key: str) -> str:
         last = key.rsplit(".", 1)[-1]
@@ -223,9 +267,9 @@ class _Merge:
         if not close:
             lasts = {name.rsplit(".", 1)[-1]: name for name in self.types}
             close = [lasts[m] for m in difflib.get_close_matches(last, lasts, n=1, cutoff=0.6)]
-        if close:
-            return f"; the nearest is {close[0]}"
-        return "; `simko-mlx train --dry-run` lists all keys"
+        if not close:
+            close = difflib.get_close_matches(key, self.types, n=1, cutoff=0.0)
+        return f"; the nearest is {close[0]} (`simko-mlx train --dry-run` lists all keys)"
 
 
 def _parse(text: str, where: str) -> Any:

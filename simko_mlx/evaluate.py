@@ -208,7 +208,9 @@ class _Tally:
             return {}
         members: dict[str, list[int]] = {}
         for i, problem in enumerate(self.problems):
-            members.setdefault(f"{column} {_lookup(problem.columns, column)}", []).append(i)
+            value = _lookup(problem.columns, column)
+            if value is not None:
+                members.setdefault(f"{column} {value}", []).append(i)
         return {name: self._interval(members[name], 1) for name in sorted(members)}
 
 
@@ -253,14 +255,19 @@ def evaluate_run(
         UserError: no such run or checkpoint, or n < 2 k.
     """
     config = from_run(run_dir / "config.yaml")
-    ks = sorted(set(ks or config.eval.k))
-    n = n or max(config.eval.n, 2 * max(ks))
+    ks = sorted(set(config.eval.k if ks is None else ks))
+    n = max([config.eval.n, *(2 * k for k in ks)]) if n is None else n
     validate_k(ks, n)
+    problems = config.eval.problems if problems is None else problems
+    require(problems >= 1, f"problems is {problems}: it must be at least 1.")
     loaded = checkpoint.load(run_dir, step)
     if loaded is None:
         raise UserError(f"{run_dir} has no checkpoint yet: train it first.")
     folder, state = loaded
-    heldout = data.load(config.data).heldout[: problems or config.eval.problems]
+    dataset = data.load(config.data)
+    heldout = dataset.heldout[:problems]
+    for note in dataset.notes:
+        logger.message(note)
     require(bool(heldout), "There are no held-out problems: set data.heldout or data.eval_path.")
 
     def progress(done: int, total: int, detail: str) -> None:
@@ -284,6 +291,10 @@ def evaluate_run(
             policy = load_base(config) if label == "base" else load_policy(config, adapter=adapter)
             prompts, dropped = policy.prompts.encode_all(heldout, policy.max_prompt_length)
             require(bool(prompts), f"All {dropped} held-out prompts are too long for this model.")
+            if dropped and not results:
+                logger.message(
+                    f"{dropped} of {len(heldout)} held-out prompts are too long: dropped."
+                )
             plan = Plan(label, n, tuple(ks))
             results.append(evaluate(policy, pool, prompts, plan, progress))
             del policy, prompts  # never two models in memory

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from types import ModuleType
 from typing import Any
 
@@ -45,7 +46,8 @@ def import_function(path: str, key: str, with_cwd: bool = False) -> Callable[...
 
 def _import_module(name: str, where: str) -> ModuleType:
     try:
-        return importlib.import_module(name)
+        with redirect_stdout(sys.stderr):  # what it prints must not get among our output
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if name == missing or name.startswith(f"{missing}."):

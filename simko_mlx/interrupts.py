@@ -16,11 +16,13 @@ class Terminated(BaseException):
 
 class Interrupts:
     """While entered, SIGINT raises KeyboardInterrupt and SIGTERM raises Terminated, both only
-    outside of ``shield()`` blocks. Off the main thread it does nothing."""
+    outside of ``shield()`` blocks, and only once: what follows is saving and putting the terminal
+    back, which an impatient second Ctrl-C must not break. Off the main thread it does nothing."""
 
     def __init__(self) -> None:
         self._depth = 0
         self._pending: int | None = None
+        self._stopping = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -35,6 +37,8 @@ class Interrupts:
         self._previous = {}
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self._stopping:
+            return
         if self._depth:
             self._pending = number
         else:
@@ -52,6 +56,6 @@ class Interrupts:
             number, self._pending = self._pending, None
             self._raise(number)
 
-    @staticmethod
-    def _raise(number: int) -> None:
+    def _raise(self, number: int) -> None:
+        self._stopping = True
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated

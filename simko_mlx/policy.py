@@ -169,6 +169,9 @@ def find_model(name: str) -> Path:
     require(bool(weights), f"model is {name!r}: that folder has no model*.safetensors.")
     for file in weights:
         check_safetensors(file)
+    tokenizers = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+    has_tokenizer = any((path / t).is_file() for t in tokenizers) or any(path.glob("*.tiktoken"))
+    require(has_tokenizer, f"model is {name!r}: that folder has no tokenizer.json.")
     return path
 
 

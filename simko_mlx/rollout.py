@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
-from simko_mlx.types import LENGTH, STOP, Completion, Problem, RolloutGroup
+from simko_mlx.types import LENGTH, STOP, Completion, Problem, RolloutGroup, UserError
 
 COMPACT_AT = 0.75  # drop finished rows from the batch when at most this share is still alive
 
@@ -73,6 +74,9 @@ def rollout(
 
     ``policy`` has ``model``, ``tokenizer``, ``stop_tokens`` and ``ragged``. The model is left in
     evaluation mode (LoRA's dropout would otherwise stay on while sampling).
+
+    Raises:
+        Diverged: the model's probabilities are not finite.
     """
     policy.model.eval()
     rows = [
@@ -157,7 +161,16 @@ def _groups(
     return groups
 
 
+class Diverged(UserError):
+    """The weights have gone where no probability is finite; they are not worth saving."""
+
+
 def _completion(policy: Any, row: _Row) -> Completion:
+    if not all(math.isfinite(logprob) for logprob in row.logprobs):
+        raise Diverged(
+            "The model's probabilities are not finite any more: start again with a lower "
+            "optim.learning_rate (or, at the very first step, with a base in bfloat16 or float32)."
+        )
     stopped = row.tokens[-1] in policy.stop_tokens
     text_ids = row.tokens[:-1] if stopped else row.tokens
     text = policy.tokenizer.decode(text_ids, clean_up_tokenization_spaces=False)

@@ -18,6 +18,14 @@ from simko_mlx.verifiers.pool import VerifierPool
 FULL_SHARE, SMALL_SHARE = 0.4, 0.2
 
 
+def _read(path: Path) -> Evaluation | None:
+    """A kept evaluation; None where there is none, or a damaged one, to be made anew."""
+    try:
+        return Evaluation.from_json(json.loads(path.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 class RunEvaluations:
     """Evaluates the policy as it is, logs the figures, keeps the results in ``evaluations/``."""
 
@@ -41,12 +49,11 @@ class RunEvaluations:
         settings = self.policy.config.policy
         label = "start" if settings.adapter_path else "base"
         path = self.folder / f"{label}.json"
-        if path.exists():
-            base = Evaluation.from_json(json.loads(path.read_bytes()))
-            if self._as_planned(base):
-                if step == 0:  # its line in the log was cut back with all that came after
-                    self._log(0, base, "full")
-                return base
+        base = _read(path)
+        if base is not None and self._as_planned(base):
+            if step == 0:  # its line in the log was cut back with all that came after
+                self._log(0, base, "full")
+            return base
         with ExitStack() as stack:
             if step > 0:
                 # Resumed with other eval settings: the start is the base with LoRA off, or else

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,32 +28,57 @@ def new_run_dir(output_dir: str | None, recipe: str) -> Path:
     return path if not path.exists() else path.with_name(f"{path.name}-{time.time_ns() % 1000}")
 
 
-def require_run(run_dir: Path, resume: bool) -> None:
-    """Refuses to resume what is no run, and to start where one is already.
+@contextmanager
+def claimed(run_dir: Path, *, resume: bool) -> Iterator[None]:
+    """Holds the folder of a run for this process: an existing one to resume, else a new one.
+
+    A start needs a folder that is missing or empty, and leaves none behind when it comes to
+    nothing before ``config.yaml`` was written.
 
     Raises:
-        UserError: either of these.
+        UserError: it is no run, or already one, or not empty, or in use by another process.
     """
-    is_run = (run_dir / "config.yaml").is_file()
     if resume:
+        is_run = (run_dir / "config.yaml").is_file()
         require(is_run, f"{run_dir} is not a run directory: it has no config.yaml.")
+        with checkpoint.locked(run_dir):
+            yield
         return
-    require(run_dir.is_dir(), f"output_dir {run_dir} is a file: choose another name.")
+    made = not run_dir.exists()
+    _make_folder(run_dir)
+    with checkpoint.locked(run_dir):
+        try:
+            _require_empty(run_dir)
+            yield
+        finally:
+            if made and {path.name for path in run_dir.iterdir()} <= {".lock"}:
+                (run_dir / ".lock").unlink()
+                run_dir.rmdir()
+
+
+def _require_empty(run_dir: Path) -> None:
     require(
-        not is_run,
+        not (run_dir / "config.yaml").exists(),
         f"{run_dir} already holds a run: continue it with `simko-mlx train --resume {run_dir}`, or "
         "choose another output_dir.",
     )
+    for path in run_dir.glob(".tmp-*"):  # of a start that was killed
+        path.unlink()
+    others = sorted(path.name for path in run_dir.iterdir() if path.name != ".lock")
+    require(
+        not others,
+        f"output_dir {run_dir} is not empty (it holds {', '.join(others[:3])}) and no run: choose "
+        "another.",
+    )
 
 
-def make_folder(run_dir: Path) -> None:
-    """Makes the folder with its parents.
-
-    Raises:
-        UserError: it can't be made.
-    """
+def _make_folder(run_dir: Path) -> None:
+    require(
+        run_dir.is_dir() or not run_dir.exists(),
+        f"output_dir {run_dir} is a file: choose another name.",
+    )
     try:
-        run_dir.mkdir(parents=True)
+        run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         if checkpoint.is_full(error):
             raise

@@ -26,10 +26,19 @@ from simko_mlx.learner import Learner, Report, random_words
 from simko_mlx.loggers import Fanout, JsonlLogger, Logger, cut_back
 from simko_mlx.metrics import group_metrics
 from simko_mlx.policy import Policy, load_policy
-from simko_mlx.rollout import Sampling, rollout
+from simko_mlx.rollout import Diverged, Sampling, rollout
 from simko_mlx.run_evaluations import RunEvaluations
 from simko_mlx.rundir import new_run_dir
-from simko_mlx.types import RolloutGroup, ScoredGroup, StepMetrics, UserError, require
+from simko_mlx.types import (
+    STOP,
+    Completion,
+    Problem,
+    RolloutGroup,
+    ScoredGroup,
+    StepMetrics,
+    UserError,
+    require,
+)
 from simko_mlx.verifiers.pool import VerifierPool
 
 __all__ = ["RunSummary", "Terminated", "new_run_dir", "train"]
@@ -71,9 +80,7 @@ def train(
     try:
         with ExitStack() as stack:
             interrupts = stack.enter_context(Interrupts())
-            if resume or run_dir.exists():
-                rundir.require_run(run_dir, resume)
-                stack.enter_context(checkpoint.locked(run_dir))
+            stack.enter_context(rundir.claimed(run_dir, resume=resume))
             saved = rundir.saved_state(config, run_dir) if resume else None
             dataset = data.load(config.data)
             require(
@@ -82,13 +89,9 @@ def train(
                 f"rollout.problems_per_step = {config.rollout.problems_per_step}: lower it.",
             )
             pool = stack.enter_context(_verifier_pool(config))
+            _try_verifier(pool, dataset.train[0])
             policy = load_policy(config, adapter=saved[0] if saved else None)
             run = _Run(config, run_dir, policy, pool, dataset)
-            if not run_dir.exists():  # last, so that a mistake leaves no folder behind
-                rundir.make_folder(run_dir)
-                stack.enter_context(checkpoint.locked(run_dir))
-            if not resume:
-                rundir.require_run(run_dir, resume)  # now that nobody else can come in between
             return run.go(logger, interrupts, recipe, saved)
     except OSError as error:
         if checkpoint.is_full(error):
@@ -104,6 +107,12 @@ def _verifier_pool(config: Config) -> VerifierPool:
         timeout=verifier.timeout,
         workers=verifier.workers,
     )
+
+
+def _try_verifier(pool: VerifierPool, problem: Problem) -> None:
+    """One call before the run exists: a verifier that doesn't fit the problems is told now."""
+    answer = Completion((), (), problem.answer, STOP)
+    pool.verify_groups([RolloutGroup(problem, (), (answer,))])
 
 
 class _Run:
@@ -131,7 +140,7 @@ class _Run:
             "rollout.problems_per_step: lower it or rollout.max_completion_length.",
         )
         self.state = TrainState(policy, Learner(policy, config))
-        ids = [(problem.id, ids) for problem, ids in self.train_prompts]
+        ids = [(problem.id, problem.answer, ids) for problem, ids in self.train_prompts]
         self.fingerprint = f"{random_words(ids):016x}"
         stops = [repr(text) for text in policy.stop_tokens.values()]
         self.watch = SignalWatch(config.rollout.max_completion_length, stops)
@@ -168,6 +177,11 @@ class _Run:
             self.evaluations.small_seconds = saved[1]["small_seconds"]
         try:
             self.logger.start(self._info(recipe))
+            if saved is not None and self.state.step >= self.config.steps:
+                self.logger.message(
+                    f"The run is at step {self.state.step} of {self.config.steps}: there is "
+                    "nothing to train; a larger number of steps goes on."
+                )
             return self._train()
         finally:
             self.logger.close()
@@ -182,7 +196,7 @@ class _Run:
                 self._after_step()
         except (KeyboardInterrupt, Terminated, UserError) as error:
             # No step is half done here: a verifier that fails does so before weights change.
-            if not isinstance(error, checkpoint.NoSpace):
+            if not isinstance(error, (checkpoint.NoSpace, Diverged)):
                 with self.interrupts.shield():
                     self._save()
             raise

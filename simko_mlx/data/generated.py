@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from typing import Any
 
 from simko_mlx.config import DataConfig
@@ -40,8 +42,9 @@ def user_source(config: DataConfig) -> Dataset:
     code = getattr(function, "__code__", None)
     # Code that isn't ours: whatever it raises is its author's mistake to hear about.
     try:
-        found = function(config)
-        found = found if isinstance(found, (Dataset, Mapping, str)) else list(found)
+        with redirect_stdout(sys.stderr):  # `eval --json` prints JSON and nothing else
+            found = function(config)
+            found = found if isinstance(found, (Dataset, Mapping, str)) else list(found)
     except UserError:
         raise
     except (Exception, SystemExit) as error:
