@@ -153,9 +153,12 @@ _RATES = {
 }
 
 
-def _same_file(one: str | None, other: str | None) -> bool:
-    """Whether two origins are lines of one file, where neither is the stronger."""
-    return (one or "").rsplit(":", 1)[0] == (other or "").rsplit(":", 1)[0]
+def _strength(origin: str) -> int:
+    """How strong a source is: default < file < environment < flag < --set."""
+    for rank, word in ((4, "--set"), (3, "flag --"), (2, "environment "), (0, "default")):
+        if origin.startswith(word):
+            return rank
+    return 1
 
 
 class _Merge:
@@ -165,7 +168,6 @@ class _Merge:
         self.config = Config()
         self.types = key_types()
         self.origins = dict.fromkeys(self.types, "default")
-        self.order: list[str] = []  # keys as they were set, weakest source first
 
     def file(self, path: Path) -> None:
         try:
@@ -230,7 +232,6 @@ class _Merge:
             raise UserError(f"{origin}: there is no key {key!r}{self._suggest(key)}.")
         set_key(self.config, key, _convert(key, value, self.types[key], origin))
         self.origins[key] = origin
-        self.order.append(key)
 
     def rescale_schedule(self) -> None:
         """A learning rate that comes from a stronger source than the schedule sets its height.
@@ -242,11 +243,11 @@ class _Merge:
         optim = self.config.optim
         if optim.lr_schedule is None:
             return
-        both = [key for key in self.order if key in (rate, schedule)]
-        overridden = both[-1] == rate and not _same_file(self.origins[rate], self.origins[schedule])
+        if _strength(self.origins[rate]) <= _strength(self.origins[schedule]):
+            return
         arguments = optim.lr_schedule.get("arguments")
         places = _RATES.get(optim.lr_schedule.get("name", ""), ())
-        if not overridden or not isinstance(arguments, list):
+        if not isinstance(arguments, list):
             return
         places = [i for i in places if i < len(arguments)]
         if not all(isinstance(arguments[i], (int, float)) for i in places):

@@ -214,3 +214,62 @@ def test_semantic_keys_cover_what_is_computed_and_nothing_else():
     base = Config()
     assert semantic(base) == semantic(Config(steps=7, output_dir="x"))
     assert semantic(base) != semantic(Config(seed=1))
+
+
+COSINE = {"name": "cosine_decay", "arguments": [1.0e-3, 60, 1.0e-4]}
+
+
+@pytest.mark.parametrize(
+    ("environ", "flags", "sets", "rate", "arguments"),
+    [
+        ({}, {}, [], 1e-3, [1e-3, 60, 1e-4]),
+        ({}, {}, ["optim.learning_rate=1e-5"], 1e-5, [1e-5, 60, 1e-6]),
+        ({"SIMKO_MLX__OPTIM__LEARNING_RATE": "2e-3"}, {}, [], 2e-3, [2e-3, 60, 2e-4]),
+        # A schedule from the stronger source stays as it is.
+        (
+            {"SIMKO_MLX__OPTIM__LEARNING_RATE": "1e-5"},
+            {},
+            ["optim.lr_schedule={name: linear_schedule, arguments: [0.5, 0.1, 9]}"],
+            1e-5,
+            [0.5, 0.1, 9],
+        ),
+        (
+            {},
+            {},
+            [
+                "optim.lr_schedule={name: linear_schedule, arguments: [0, 0.5, 9]}",
+                "optim.learning_rate=0.25",
+            ],
+            0.25,
+            [0, 0.5, 9],
+        ),
+    ],
+)
+def test_a_stronger_learning_rate_sets_the_height_of_the_schedule(
+    environ, flags, sets, rate, arguments
+):
+    resolved = resolve("countdown-tiny", environ=environ, flags=flags, sets=sets)
+    schedule = resolved.config.optim.lr_schedule
+    assert schedule is not None and resolved.config.optim.learning_rate == rate
+    assert schedule["arguments"] == pytest.approx(arguments)
+
+
+def test_a_schedule_can_be_switched_off():
+    resolved = resolve(
+        None, environ={}, sets=["optim.lr_schedule=null", "optim.learning_rate=1e-5"]
+    )
+    assert resolved.config.optim.lr_schedule is None
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [("seed=99999999999999999999999", "at most"), ("verifier.timeout=1e99", "at most")],
+)
+def test_values_too_large_for_what_they_go_to(key, words):
+    with pytest.raises(UserError, match=words):
+        resolve(None, environ={}, sets=[key])
+
+
+def test_every_unknown_key_gets_a_nearest_name():
+    with pytest.raises(UserError, match=r"there is no key 'zzz'; the nearest is \w+"):
+        resolve(None, environ={}, sets=["zzz=1"])

@@ -573,3 +573,37 @@ def test_a_reward_function_that_fails_late_loses_no_finished_step(tmp_path):
         run(config, tmp_path / "run")
     rows = metrics(tmp_path / "run")
     assert len(rows) >= 1 and checkpoint.steps(tmp_path / "run")[-1] == len(rows)
+
+
+def test_a_policy_that_diverged_is_said_and_not_saved(tmp_path):
+    config = small_config(
+        optim__learning_rate=1e30, checkpoint__every=100, eval__before=False, eval__after=False
+    )
+    with pytest.raises(UserError, match=r"not finite any more: .* lower optim\.learning_rate"):
+        run(config, tmp_path / "run")
+    assert checkpoint.steps(tmp_path / "run") == [0]
+
+
+def test_a_damaged_base_evaluation_is_made_anew(finished, tmp_path):
+    import shutil
+
+    for number, text in enumerate(("{", "{}", "")):
+        folder = tmp_path / str(number)
+        shutil.copytree(finished[0], folder)
+        (folder / "evaluations" / "base.json").write_text(text)
+        summary, recorder = run(finished[1], folder, resume=True)
+        assert summary.base is not None and summary.base.counts == finished[2].base.counts
+        assert any("nothing to train" in m for m in recorder.messages)
+
+
+def test_the_data_may_move_but_not_change(tmp_path):
+    rows = [json.dumps({"prompt": f"{i} 2 3 > 6 :", "answer": "L"}) for i in range(1, 9)]
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    first.write_text("\n".join(rows))
+    keys = {"data__source": "jsonl", "data__heldout": 2, "verifier__name": "exact"}
+    run(small_config(steps=1, data__path=str(first), **keys), tmp_path / "run")
+    first.rename(second)
+    config = small_config(steps=2, data__path=str(second), **keys)
+    summary, _ = run(config, tmp_path / "run", resume=True)
+    assert summary.step == 2
+    assert summary.trained is not None and summary.trained.groups == {}
