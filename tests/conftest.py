@@ -13,3 +13,12 @@ def qwen2(tmp_path_factory) -> Path:
     from tests.models import make_model
 
     return make_model(tmp_path_factory.mktemp("qwen2"))
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of whole public data sets beside the repository, where there is one."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the whole data sets are not beside the repository")
+    return folder
