@@ -71,7 +71,10 @@ class PromptEncoder:
         return tuple(ids)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+        # verbose: transformers would warn about long prompts before we can say it better.
+        return list(
+            self.tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False)
+        )
 
     def _messages(self, problem: Problem) -> list[dict[str, str]]:
         messages = [dict(m) for m in problem.messages]

@@ -6,7 +6,7 @@ import datetime
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def claimed(run_dir: Path, *, resume: bool) -> Iterator[None]:
         with checkpoint.locked(run_dir):
             yield
         return
-    made = not run_dir.exists()
+    made = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
     _make_folder(run_dir)
     with checkpoint.locked(run_dir):
         try:
@@ -53,7 +53,9 @@ def claimed(run_dir: Path, *, resume: bool) -> Iterator[None]:
         finally:
             if made and {path.name for path in run_dir.iterdir()} <= {".lock"}:
                 (run_dir / ".lock").unlink()
-                run_dir.rmdir()
+                with suppress(OSError):  # a parent that others use by now is not empty
+                    for path in made:
+                        path.rmdir()
 
 
 def _require_empty(run_dir: Path) -> None:

@@ -55,8 +55,8 @@ def test_a_start_that_fails_leaves_no_folder(tmp_path, changes):
         run(config, tmp_path / "run")  # text answers can be judged by `number`
         return
     with pytest.raises(UserError):
-        run(config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+        run(config, tmp_path / "runs" / "run")
+    assert not (tmp_path / "runs").exists()
 
 
 def no_numbers(config):
