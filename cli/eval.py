@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ def command(run: Path, base: bool, as_json: bool, **options: Any) -> int:
         from_run(run / "config.yaml")  # a wrong path is told before the model is loaded
         from simko_mlx.evaluate import evaluate_run
 
-        with progress.view() as view:
+        # A problem source of the user's may print, or start programs that do.
+        quiet = ui.stdout_to_stderr() if as_json else nullcontext()
+        with quiet, progress.view() as view:
             evaluations = evaluate_run(run, logger=view, base=base, **options)
     if as_json:
         found = {"run": str(run), "evaluations": [e.to_json() for e in evaluations]}

@@ -90,6 +90,7 @@ def run(args: Sequence[str] | None = None) -> int:
 
 
 def app() -> None:
+    ui.open_standard_files()
     # A terminal that can't show a character shows a question mark; the run goes on.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -138,3 +138,33 @@ def origins_table(resolved: Resolved) -> str:
     second = max(len(value) for _, value, _ in rows if len(value) <= 40)
     lines = [f"{key:{first}}  {value:{second}}  {origin}" for key, value, origin in rows]
     return "\n".join(map(clean, lines)) + "\n"
+
+
+def open_standard_files() -> None:
+    """Null devices in the place of closed standard files: what is opened next would get their
+    numbers, and be written to by whatever prints."""
+    for number, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, flags)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
+
+
+@contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """What is written to standard output meanwhile, by whom and however, goes to standard error."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)

@@ -255,7 +255,10 @@ class _Merge:
         peak = max((arguments[i] for i in places), default=0)
         if peak > 0 and peak != optim.learning_rate:
             factor = optim.learning_rate / peak
-            scaled = [a * factor if i in places else a for i, a in enumerate(arguments)]
+            scaled = [
+                a if i not in places else optim.learning_rate if a == peak else a * factor
+                for i, a in enumerate(arguments)
+            ]
             optim.lr_schedule = {**optim.lr_schedule, "arguments": scaled}
             self.origins[schedule] += f", rescaled to {rate}"
 

@@ -52,7 +52,7 @@ class RunEvaluations:
         base = _read(path)
         if base is not None and self._as_planned(base):
             if step == 0:  # its line in the log was cut back with all that came after
-                self._log(0, base, "full")
+                self.log(0, base)
             return base
         with ExitStack() as stack:
             if step > 0:
@@ -88,9 +88,8 @@ class RunEvaluations:
         self._keep(trained)
         return trained
 
-    def small(self, step: int) -> dict[str, Any] | None:
-        """The value of ``eval.metric`` on a few problems, with the settings that it depends on;
-        None when the budget is used up, or has cut this evaluation short."""
+    def small(self, step: int) -> Evaluation | None:
+        """A few problems and completions, not logged yet; None when the budget is used up."""
         if not self.prompts:
             return None
         left = self.budget * SMALL_SHARE - self.small_seconds
@@ -101,8 +100,13 @@ class RunEvaluations:
             return None
         ks = tuple(k for k in sorted(set(self.config.k)) if 2 * k <= self.config.every_n)
         plan = Plan(f"step {step}", self.config.every_n, ks or (1,), left)
-        result = self._evaluate(self.prompts[: self.config.every_problems], plan, "small")
+        result = self._evaluate(self.prompts[: self.config.every_problems], plan)
         self.small_seconds += result.seconds
+        return result
+
+    def score(self, step: int, result: Evaluation) -> dict[str, Any] | None:
+        """The value of ``eval.metric`` with the settings that it depends on; None where the budget
+        has cut the evaluation short."""
         if result.note:
             return None
         return {
@@ -116,18 +120,18 @@ class RunEvaluations:
 
     def _full(self, label: str, problems: int, budget: float | None) -> Evaluation:
         plan = Plan(label, self.config.n, tuple(sorted(set(self.config.k))), budget)
-        return self._evaluate(self.prompts[:problems], plan, "full")
+        result = self._evaluate(self.prompts[:problems], plan)
+        self.log(0 if label in ("base", "start") else int(label.removeprefix("step ")), result)
+        return result
 
-    def _evaluate(self, prompts: Prompts, plan: Plan, tier: str) -> Evaluation:
+    def _evaluate(self, prompts: Prompts, plan: Plan) -> Evaluation:
         def progress(done: int, total: int, detail: str) -> None:
             self.logger.phase("evaluate", done, total, detail)
 
-        result = evaluate(self.policy, self.pool, prompts, plan, progress)
-        step = 0 if plan.label in ("base", "start") else int(plan.label.removeprefix("step "))
-        self._log(step, result, tier)
-        return result
+        return evaluate(self.policy, self.pool, prompts, plan, progress)
 
-    def _log(self, step: int, result: Evaluation, tier: str) -> None:
+    def log(self, step: int, result: Evaluation, tier: str = "full") -> None:
+        """Hands the figures to the loggers."""
         values: dict[str, Any] = {"eval/tier": tier, "eval/label": result.label}
         values |= {f"eval/pass@{k}": v.estimate for k, v in result.pass_at_k.items()}
         values |= {"eval/entropy": result.entropy, "eval/rank1": result.rank_probs[0]}

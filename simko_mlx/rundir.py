@@ -44,6 +44,8 @@ def claimed(run_dir: Path, *, resume: bool) -> Iterator[None]:
         with checkpoint.locked(run_dir):
             yield
         return
+    if run_dir.is_dir():
+        _require_empty(run_dir)
     made = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
     _make_folder(run_dir)
     with checkpoint.locked(run_dir):
@@ -51,7 +53,7 @@ def claimed(run_dir: Path, *, resume: bool) -> Iterator[None]:
             _require_empty(run_dir)
             yield
         finally:
-            if made and {path.name for path in run_dir.iterdir()} <= {".lock"}:
+            if {path.name for path in run_dir.iterdir()} <= {".lock"}:
                 (run_dir / ".lock").unlink()
                 with suppress(OSError):  # a parent that others use by now is not empty
                     for path in made:
@@ -64,9 +66,8 @@ def _require_empty(run_dir: Path) -> None:
         f"{run_dir} already holds a run: continue it with `simko-mlx train --resume {run_dir}`, or "
         "choose another output_dir.",
     )
-    for path in run_dir.glob(".tmp-*"):  # of a start that was killed
-        path.unlink()
-    others = sorted(path.name for path in run_dir.iterdir() if path.name != ".lock")
+    ours = (".lock", ".tmp-config.yaml")  # of a start that was killed
+    others = sorted(path.name for path in run_dir.iterdir() if path.name not in ours)
     require(
         not others,
         f"output_dir {run_dir} is not empty (it holds {', '.join(others[:3])}) and no run: choose "

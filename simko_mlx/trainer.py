@@ -309,9 +309,14 @@ class _Run:
             return
         result = self.evaluations.small(state.step)
         with self.interrupts.shield():
+            # The state first: a logger that stops the run must find the evaluation done.
             state.evaluated = state.step
-            if result is not None and _better(result, state.best):
-                state.best = result
+            score = None if result is None else self.evaluations.score(state.step, result)
+            better = score is not None and _better(score, state.best)
+            state.best = score if better else state.best
+            if result is not None:
+                self.evaluations.log(state.step, result, "small")
+            if better:
                 self._save()
 
     # --- state ------------------------------------------------------------------------------

@@ -273,3 +273,14 @@ def test_values_too_large_for_what_they_go_to(key, words):
 def test_every_unknown_key_gets_a_nearest_name():
     with pytest.raises(UserError, match=r"there is no key 'zzz'; the nearest is \w+"):
         resolve(None, environ={}, sets=["zzz=1"])
+
+
+def test_rescaling_a_schedule_twice_is_rescaling_it_once(tmp_path):
+    for i in range(1, 200):
+        rate = f"{i}e-6"
+        environ = {"SIMKO_MLX__OPTIM__LEARNING_RATE": rate}
+        config = resolve(None, environ=environ).config
+        folder = tmp_path / rate
+        folder.mkdir()
+        (folder / "config.yaml").write_text(dump(config))
+        assert resume_config(folder, environ=environ).config == config

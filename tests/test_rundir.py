@@ -23,7 +23,7 @@ def test_a_folder_that_holds_something_else_is_not_touched(tmp_path):
     with pytest.raises(UserError, match=r"is not empty \(it holds adapters, metrics.jsonl\)"):
         run(small_config(), folder)
     assert (folder / "metrics.jsonl").read_text() == "precious"
-    assert sorted(p.name for p in folder.iterdir()) == [".lock", "adapters", "metrics.jsonl"]
+    assert sorted(p.name for p in folder.iterdir()) == ["adapters", "metrics.jsonl"]
 
 
 def test_an_empty_folder_and_the_rest_of_a_killed_start_will_do(tmp_path):
@@ -93,3 +93,23 @@ def test_failure_after_the_claim_keeps_what_was_written(tmp_path):
         (folder / "config.yaml").write_text("seed: 1\n")
         raise ZeroDivisionError
     assert (folder / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (0, 1, 2)])
+def test_closed_standard_files_break_nothing(tmp_path, closed):
+    flags = ["eval.before=false", "eval.after=false", "eval.every=0", "data.heldout=0"]
+    sets = [x for item in flags for x in ("--set", item)]
+    command = [sys.executable, "-m", "cli", "train", "--steps", "1", *sets]
+    script = " ".join(f"{number}{'<' if number == 0 else '>'}&-" for number in closed)
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {script}', "sh", *command, "--output-dir", str(tmp_path / "run")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "run" / "adapters" / "adapters.safetensors").exists()

@@ -323,3 +323,18 @@ def test_the_data_may_move_but_not_change(tmp_path):
     summary, _ = run(config, tmp_path / "run", resume=True)
     assert summary.step == 2
     assert summary.trained is not None and summary.trained.groups == {}
+
+
+def test_a_logger_that_stops_the_run_at_an_evaluation_leaves_its_row_once(finished, tmp_path):
+    folder, config, *_ = finished
+
+    class Stopping(Recorder):
+        def step(self, metrics, groups):
+            if metrics.values.get("eval/tier") == "small":
+                raise KeyboardInterrupt
+
+    part = tmp_path / "part"
+    with pytest.raises(KeyboardInterrupt):
+        train(config, part, Stopping())
+    run(config, part, resume=True)
+    assert evaluations_of(part) == evaluations_of(folder)
