@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -95,4 +96,7 @@ def app() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    sys.exit(run())
+    code = run()
+    if code in (ui.INTERRUPTED, ui.TERMINATED):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it has been heard; only leaving is left
+    sys.exit(code)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +63,6 @@ def _train(resolved: Resolved, options: dict[str, Any]) -> int:
         try:
             result = train(config, run_dir, view, recipe=resolved.recipe, resume=bool(resume))
         except (KeyboardInterrupt, Terminated) as stop:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal is being put back
             stopped = ui.TERMINATED if isinstance(stop, Terminated) else ui.INTERRUPTED
         else:
             stopped = 0

@@ -24,7 +24,7 @@ from simko_mlx.metrics import Interval, clustered_interval, pass_at_k
 from simko_mlx.policy import Policy, load_base, load_policy
 from simko_mlx.rollout import Sampling, rollout
 from simko_mlx.types import LENGTH, Problem, RolloutGroup, UserError, Verdict, require
-from simko_mlx.verifiers.pool import VerifierPool
+from simko_mlx.verifiers.pool import VerifierPool, pool_for
 
 MEASURED_PER_PROBLEM = 8  # completions whose token statistics are taken
 Prompts = Sequence[tuple[Problem, tuple[int, ...]]]
@@ -274,19 +274,12 @@ def evaluate_run(
         logger.phase("evaluate", done, total, detail)
 
     results = []
-    verifier = config.verifier
     with ExitStack() as stack:
         # A copy: while the base is measured, a run that goes on may prune the checkpoint.
-        adapter = Path(stack.enter_context(TemporaryDirectory())) / "adapter"
-        shutil.copytree(folder, adapter)
-        pool = stack.enter_context(
-            VerifierPool(
-                verifier.name,
-                correct_at=verifier.correct_at,
-                timeout=verifier.timeout,
-                workers=verifier.workers,
-            )
-        )
+        adapter = Path(stack.enter_context(TemporaryDirectory()))
+        for name in ("adapters.safetensors", "adapter_config.json"):
+            shutil.copy(folder / name, adapter)
+        pool = stack.enter_context(pool_for(config.verifier))
         for label in ["base"] * base + [f"step {state['step']}"]:
             policy = load_base(config) if label == "base" else load_policy(config, adapter=adapter)
             prompts, dropped = policy.prompts.encode_all(heldout, policy.max_prompt_length)

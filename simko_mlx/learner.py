@@ -153,7 +153,7 @@ class Learner:
                 progress(min(done, total), total)
                 if gradient is not None:
                     before_change()
-                    self._apply(gradient, step, report)
+                    self._apply(gradient, report)
         self.policy.model.eval()
         return report
 
@@ -237,7 +237,7 @@ class Learner:
             gap = float(mx.where(real > 0, mx.abs(before - decoded), 0.0).max())
             report.decode_gap = float(np.maximum(report.decode_gap, gap))  # keeps a NaN
 
-    def _apply(self, gradient: Any, step: int, report: Report) -> None:
+    def _apply(self, gradient: Any, report: Report) -> None:
         limit = self.config.optim.max_grad_norm
         gradient, norm = optim.clip_grad_norm(gradient, math.inf if limit is None else limit)
         norm = float(norm)

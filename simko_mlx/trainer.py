@@ -39,7 +39,7 @@ from simko_mlx.types import (
     UserError,
     require,
 )
-from simko_mlx.verifiers.pool import VerifierPool
+from simko_mlx.verifiers.pool import VerifierPool, pool_for
 
 __all__ = ["RunSummary", "Terminated", "new_run_dir", "train"]
 
@@ -88,7 +88,7 @@ def train(
                 f"There are {len(dataset.train)} problems to train on, fewer than "
                 f"rollout.problems_per_step = {config.rollout.problems_per_step}: lower it.",
             )
-            pool = stack.enter_context(_verifier_pool(config))
+            pool = stack.enter_context(pool_for(config.verifier))
             _try_verifier(pool, dataset.train[0])
             policy = load_policy(config, adapter=saved[0] if saved else None)
             run = _Run(config, run_dir, policy, pool, dataset)
@@ -97,16 +97,6 @@ def train(
         if checkpoint.is_full(error):
             raise checkpoint.no_space("the run's logs", run_dir) from error
         raise
-
-
-def _verifier_pool(config: Config) -> VerifierPool:
-    verifier = config.verifier
-    return VerifierPool(
-        verifier.name,
-        correct_at=verifier.correct_at,
-        timeout=verifier.timeout,
-        workers=verifier.workers,
-    )
 
 
 def _try_verifier(pool: VerifierPool, problem: Problem) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from simko_mlx.config import VerifierConfig
 from simko_mlx.types import Problem, RolloutGroup, UserError, Verdict
 from simko_mlx.verifiers import check_name
 from simko_mlx.verifiers.process import WorkerDied, WorkerProcess
@@ -263,6 +264,16 @@ class VerifierPool:
                 )
         elif job is not None and worker.unit is not None:
             job.failed(worker.unit, reason)
+
+
+def pool_for(config: VerifierConfig) -> VerifierPool:
+    """The pool that the ``verifier`` section of a config asks for, not started yet."""
+    return VerifierPool(
+        config.name,
+        correct_at=config.correct_at,
+        timeout=config.timeout,
+        workers=config.workers,
+    )
 
 
 def _request(
