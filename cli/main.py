@@ -7,6 +7,7 @@ import importlib
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 
@@ -96,7 +97,10 @@ def app() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    code = run()
-    if code in (ui.INTERRUPTED, ui.TERMINATED):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it has been heard; only leaving is left
+    code = ui.INTERRUPTED
+    # A second Ctrl-C on the way out: the first has been heard, and only leaving is left.
+    with suppress(KeyboardInterrupt):
+        code = run()
+        if code in (ui.INTERRUPTED, ui.TERMINATED):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)
