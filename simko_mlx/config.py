@@ -112,6 +112,8 @@ class OptimConfig:
     minibatches: int = 1  # updates that a rollout batch is split into
     num_iterations: int = 1  # times that a rollout batch is gone through
     microbatch_size: int | None = execution(None)  # completions per forward pass; None: a group
+    head_chunk: int | None = execution(None)  # tokens at a time through the head; None: by memory
+    head_backend: Literal["auto", "portable", "metal", "reference"] = execution("auto")
 
 
 @dataclass
@@ -202,7 +204,8 @@ def _positive(config: Config) -> None:
         "rollout.max_completion_length": 1, "rollout.batch_size": 1, "rollout.prefill_chunk": 1,
         "loss.simko_k": 1, "loss.rank1_penalty": 0, "loss.kl_coef": 0, "loss.clip_low": 0,
         "loss.clip_high": 0, "optim.learning_rate": 0, "optim.weight_decay": 0, "optim.minibatches":
-        1, "optim.num_iterations": 1, "optim.microbatch_size": 1, "eval.problems": 1, "eval.n": 2,
+        1, "optim.num_iterations": 1, "optim.microbatch_size": 1,
+        "optim.head_chunk": 1, "eval.problems": 1, "eval.n": 2,
         "eval.every": 0, "eval.every_problems": 1, "eval.every_n": 2, "checkpoint.every": 1,
         "checkpoint.keep": 1, "eval.budget_minutes": 0, "data.limit": 1, "prompt.max_length": 1,
     }  # fmt: skip
@@ -211,7 +214,9 @@ def _positive(config: Config) -> None:
         require(value is None or value >= low, f"{key} is {value}: it must be at least {low}.")
     for key in ("rollout.temperature", "eval.temperature", "verifier.timeout", "optim.eps"):
         require(values[key] > 0, f"{key} is {values[key]}: it must be greater than 0.")
-    for key, high in (("seed", 2**63 - 1), ("verifier.timeout", 86_400)):
+    # More than 8 candidates: the kernels keep them in registers.
+    limits = {"seed": 2**63 - 1, "verifier.timeout": 86_400, "loss.simko_k": 8}
+    for key, high in limits.items():
         require(values[key] <= high, f"{key} is {values[key]}: it must be at most {high}.")
     require(config.output_dir != "", "output_dir is empty: name a folder, or leave it out.")
     norm = values["optim.max_grad_norm"]

@@ -27,7 +27,8 @@ from mlx_lm.utils import (
 )
 
 from simko_mlx.config import Config, to_dict
-from simko_mlx.kernels import HeadStatistics, logit_statistics
+from simko_mlx.head_tap import HeadTap, find_head
+from simko_mlx.kernels import HeadStatistics, head_statistics, logit_statistics
 from simko_mlx.prompts import PromptEncoder, stop_tokens
 from simko_mlx.types import TokenBatch, UserError, require
 
@@ -48,6 +49,7 @@ class Policy:
         self.adapter_config: dict[str, Any] = {}
         self.notes: list[str] = []
         self.ragged: bool | None = None  # see rollout.can_decode_ragged
+        self.tap: HeadTap | None = None
 
     @property
     def max_prompt_length(self) -> int | None:
@@ -66,15 +68,44 @@ class Policy:
     def trainable(self) -> int:
         return sum(v.size for v in named_arrays(self.model.trainable_parameters()).values())
 
-    def statistics(self, batch: TokenBatch, *, simko_k: int, temperature: float) -> HeadStatistics:
-        """Statistics (B, T) of the batch's completion tokens under the current weights."""
+    def tap_head(self) -> None:
+        """Looks for the model's head, so that statistics need no logits; notes it if in vain."""
+        found = find_head(self.model)
+        self.tap = found if isinstance(found, HeadTap) else None
+        if isinstance(found, str):
+            self.notes.append(
+                f"The head of this model can't be taken apart ({found}): training holds full "
+                "logits, which takes more memory."
+            )
+
+    def statistics(
+        self, batch: TokenBatch, *, simko_k: int, temperature: float, gradient: bool = True
+    ) -> HeadStatistics:
+        """Statistics (B, T) of the batch's completion tokens under the current weights.
+
+        Where ``loss_mask`` is 0 nothing is computed and everything is 0. ``gradient`` False is for
+        measuring, and cheaper.
+        """
         rows, width = batch.tokens.shape
-        logits = self.model(batch.input_ids)[:, batch.prompt_length - 1 :]
-        flat = logits.reshape(rows * width, -1)
-        stats = logit_statistics(
-            flat, batch.tokens.reshape(-1), simko_k=simko_k, temperature=temperature
+        places = mx.array(np.flatnonzero(np.array(batch.loss_mask)).astype(np.int32))
+        tokens = batch.tokens.reshape(-1)[places]
+        if self.tap is None:
+            logits = self.model(batch.input_ids)[:, batch.prompt_length - 1 :]
+            logits = logits.reshape(rows * width, -1)[places]
+            stats = logit_statistics(logits, tokens, simko_k=simko_k, temperature=temperature)
+            return _spread(stats, places, rows, width)
+        hidden = self.tap.hidden(batch.input_ids)[:, batch.prompt_length - 1 :]
+        stats = head_statistics(
+            hidden.reshape(rows * width, -1)[places],
+            tokens,
+            self.tap.head(),
+            simko_k=simko_k,
+            temperature=temperature,
+            mode=("recompute" if self.tap.trains else "tail") if gradient else "nograd",
+            chunk=self.config.optim.head_chunk,
+            backend=self.config.optim.head_backend,
         )
-        return stats.reshape(rows, width)
+        return _spread(stats, places, rows, width)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -99,6 +130,17 @@ class Policy:
         weights = safetensors.numpy.save(self.trainable_arrays(), metadata={"format": "mlx"})
         text = json.dumps(self.adapter_config, indent=2)
         return {"adapters.safetensors": weights, "adapter_config.json": text.encode() + b"\n"}
+
+
+def _spread(stats: HeadStatistics, places: mx.array, rows: int, width: int) -> HeadStatistics:
+    """Statistics of the tokens at these places -> (rows, width), 0 elsewhere."""
+    if places.size == rows * width:
+        return stats.reshape(rows, width)
+    # Gathered, not scattered: that works for every type. The row after the last is for padding.
+    index = mx.full((rows * width,), places.size, dtype=mx.int32)
+    index[places] = mx.arange(places.size, dtype=mx.int32)
+    padded = (mx.concatenate([x, mx.zeros((1, *x.shape[1:]), dtype=x.dtype)]) for x in stats)
+    return HeadStatistics(*(x[index] for x in padded)).reshape(rows, width)
 
 
 def named_arrays(tree: Any) -> dict[str, mx.array]:
@@ -140,6 +182,7 @@ def load_policy(config: Config, *, adapter: Path | None = None) -> Policy:
         policy.trainable > 0,
         "Nothing would train: policy.lora_parameters.keys matches no layer of this model.",
     )
+    policy.tap_head()
     return policy
 
 
@@ -147,7 +190,10 @@ def load_base(config: Config) -> Policy:
     """The base model alone, to evaluate."""
     path = find_model(config.model)
     model, tokenizer = _load(path, config.model)
-    return Policy(model, tokenizer, path, config)
+    policy = Policy(model, tokenizer, path, config)
+    model.eval()
+    policy.tap_head()
+    return policy
 
 
 def find_model(name: str) -> Path:

@@ -38,6 +38,7 @@ def forking_tokens(entropy: mx.array, mask: mx.array, quantile: float) -> mx.arr
     width = mask.shape[-1]
     low_of, fraction_of = _quantile_positions(width, quantile)
     real = mask > 0
+    entropy = mx.stop_gradient(entropy)
     count = real.sum(axis=-1)
     low = mx.array(low_of)[count][:, None]
     fraction = mx.array(fraction_of)[count][:, None]
@@ -48,6 +49,16 @@ def forking_tokens(entropy: mx.array, mask: mx.array, quantile: float) -> mx.arr
     # a + f (b - a) is exactly a where a == b; a (1 - f) + b f would not be.
     threshold = mx.where(fraction > 0, below + fraction * (above - below), below)
     return real & (entropy > threshold)
+
+
+def without_lost_tokens(stats: HeadStatistics, batch: TokenBatch) -> TokenBatch:
+    """The batch with tokens masked whose log-probs are not finite: one such token would make the
+    sum over all of them no number. They stay in the normaliser, as masked completions do."""
+    finite = mx.isfinite(mx.stop_gradient(stats.logprobs))
+    for measured in (batch.old_logprobs, batch.ref_logprobs):
+        if measured is not None:
+            finite = finite & mx.isfinite(measured)
+    return batch._replace(loss_mask=mx.where(finite, batch.loss_mask, 0.0))
 
 
 def importance_ratio(stats: HeadStatistics, batch: TokenBatch) -> mx.array:

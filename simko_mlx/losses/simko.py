@@ -28,7 +28,13 @@ import mlx.core as mx
 
 from simko_mlx.config import LossConfig
 from simko_mlx.kernels import HeadStatistics, logit_statistics
-from simko_mlx.losses.common import clipped_surrogate, finish, forking_tokens, importance_ratio
+from simko_mlx.losses.common import (
+    clipped_surrogate,
+    finish,
+    forking_tokens,
+    importance_ratio,
+    without_lost_tokens,
+)
 from simko_mlx.types import LossOutput, TokenBatch
 
 
@@ -102,7 +108,8 @@ def simko_loss(
         temperature: of the sampling, > 0.
 
     Returns:
-        The mean over all positions with mask > 0; 0 where there is none. With alpha = 0 and
+        The mean over all positions with mask > 0; 0 where there is none. A position whose logits
+        are NaN or +inf adds nothing to it, and has no gradient. With alpha = 0 and
         rank1_penalty = 1 it is GRPO's loss exactly.
 
     Raises:
@@ -140,4 +147,5 @@ def simko_loss(
         clip_low=clip_low,
         clip_high=clip_high,
     )
-    return simko(stats.reshape(rows, width), batch, config).loss
+    stats = stats.reshape(rows, width)
+    return simko(stats, without_lost_tokens(stats, batch), config).loss

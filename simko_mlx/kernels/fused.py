@@ -1,0 +1,284 @@
+"""Head statistics without logits: the head and the loss's sums in one go, chunk by chunk.
+
+With J the sampled token and the K candidates, g_j the cotangents of their log-probs, S their sum
+and c_j = g_j - S p_j (without cancellation: see ``statistics.coefficients``),
+
+    d loss / d hidden = (scale / T) [ sum over J of c_j slope_j W_j  -  S m ],
+    m = sum over v outside J of p_v slope_v W_v.
+
+m does not depend on the loss. In mode "tail" the forward pass forms it, a second product with the
+head, and the backward pass only gathers K + 1 rows: two products of N x V x D instead of the three
+of "recompute", which saves nothing and builds each chunk's logits again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mlx.core as mx
+
+from simko_mlx.kernels import metal, portable
+from simko_mlx.kernels.budget import chunk_tokens
+from simko_mlx.kernels.head import Head
+from simko_mlx.kernels.reference import logit_statistics
+from simko_mlx.kernels.statistics import (
+    Coefficients,
+    HeadStatistics,
+    RowSums,
+    coefficients,
+    is_lost,
+    statistics,
+)
+
+MODES = ("tail", "recompute", "nograd")
+BACKENDS = ("auto", "reference", "portable", "metal")
+MOST_CANDIDATES = 8
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One call's settings, resolved."""
+
+    head: Head
+    task: portable.Pass
+    chunk: int
+    forward: Callable[..., portable.Chunk]
+
+    def spans(self, rows: int) -> Iterator[slice]:
+        return (slice(start, start + self.chunk) for start in range(0, rows, self.chunk))
+
+
+def head_statistics(
+    hidden: mx.array,
+    tokens: mx.array,
+    head: Any,
+    *,
+    simko_k: int = 3,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    chunk: int | None = None,
+    mode: str = "tail",
+    backend: str = "auto",
+    candidates: mx.array | None = None,
+) -> HeadStatistics:
+    """Statistics of softmax(head(hidden) / temperature), never holding (N, V) logits.
+
+    Args:
+        hidden: (N, D), float32, float16 or bfloat16: what the model gives its head.
+        tokens: (N,) integers in [0, V).
+        head: a ``Head``, a weight (V, D), or an ``nn`` Linear or Embedding, quantised or not.
+        simko_k: number of candidates K, 1 to 8; all of them where the vocabulary is smaller.
+        temperature: the one that the tokens were sampled with, > 0.
+        softcap: replaces the head's own.
+        chunk: tokens at a time; None: what fits the documented budget (``chunk_tokens``).
+        mode: "tail" (gradient with respect to ``hidden`` through ``logprobs`` and
+            ``topk_logprobs``; two products with the head in all), "recompute" (three; gradients
+            also with respect to a dense head's weight and bias, and through ``entropy``), or
+            "nograd" (one).
+        backend: "reference" (full logits, the specification: differentiable in everything),
+            "portable" (plain MLX), "metal" (Metal kernels; modes "tail" and "nograd", and the
+            first pass of "recompute"), or "auto": Metal's kernels where they have proved
+            themselves on this machine, else portable.
+        candidates: (N, K) ids whose log-probs are wanted instead of the top K, in mode "nograd".
+
+    Returns:
+        float32 statistics in (N,) and (N, K); a row with NaN or infinite logits is NaN alone.
+
+    Raises:
+        ValueError: shapes, names or numbers that don't fit.
+        TypeError: ``head`` is none of the above.
+    """
+    head = Head.of(head, softcap=softcap)
+    _check(hidden, tokens, head, simko_k, temperature)
+    if mode not in MODES or backend not in BACKENDS:
+        raise ValueError(f"mode is one of {MODES}, backend one of {BACKENDS}")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk is {chunk}: it must be at least 1")
+    if candidates is not None and (mode != "nograd" or candidates.shape != (len(tokens), simko_k)):
+        raise ValueError(
+            f"candidates go with mode nograd and have shape {(len(tokens), simko_k)}, "
+            f"not {candidates.shape}"
+        )
+    tokens = tokens.astype(mx.int32)
+    simko_k = min(simko_k, head.vocabulary) if candidates is None else simko_k
+    if backend == "reference":
+        return _reference(hidden, tokens, head, (simko_k, temperature, mode), candidates)
+    head = head.for_hidden(hidden.dtype)
+    on_metal = backend == "metal" or (backend == "auto" and metal.trusted(head, hidden.dtype))
+    job = _Job(
+        head,
+        portable.Pass(simko_k, temperature, mode == "tail"),
+        chunk or chunk_tokens(head.vocabulary, mode=mode, metal=on_metal),
+        metal.forward if on_metal else portable.forward,
+    )
+    if len(tokens) == 0:
+        return _empty(simko_k)
+    if mode == "tail":
+        return _tail(job, hidden, tokens)
+    if mode == "recompute":
+        return _recompute(job, hidden, tokens)
+    return _forward(job, mx.stop_gradient(hidden), tokens, candidates)[0]
+
+
+def _check(
+    hidden: mx.array, tokens: mx.array, head: Head, simko_k: int, temperature: float
+) -> None:
+    if hidden.ndim != 2 or tokens.shape != hidden.shape[:1]:
+        raise ValueError(f"hidden is (N, D) and tokens (N,), not {hidden.shape}, {tokens.shape}")
+    if not head.quantised and head.weight.shape[1:] != hidden.shape[1:]:
+        raise ValueError(f"a head of shape {head.weight.shape} can't take hidden {hidden.shape}")
+    if not 1 <= simko_k <= MOST_CANDIDATES:
+        raise ValueError(f"simko_k is {simko_k}: it must be from 1 to {MOST_CANDIDATES}")
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}: it must be greater than 0")
+
+
+def _empty(simko_k: int) -> HeadStatistics:
+    none, some = mx.zeros((0,)), mx.zeros((0, simko_k))
+    return HeadStatistics(none, some, some.astype(mx.int32), none, none, none > 0)
+
+
+def _reference(
+    hidden: mx.array,
+    tokens: mx.array,
+    head: Head,
+    settings: tuple[int, float, str],
+    candidates: mx.array | None,
+) -> HeadStatistics:
+    simko_k, temperature, mode = settings
+    if mode == "nograd":
+        hidden = mx.stop_gradient(hidden)
+    # A lost row must not meet the head: its gradient is 0, and 0 x NaN would be in all weights.
+    lost = _broken(hidden)[:, None]
+    logits = head.logits(mx.where(lost, 0.0, hidden), temperature)
+    logits = mx.where(lost, mx.nan, logits)
+    out = logit_statistics(logits, tokens, simko_k=simko_k)
+    if candidates is None:
+        return out
+    at = mx.take_along_axis(logits, candidates.astype(mx.int32), axis=-1)
+    return _at(out, candidates, at)
+
+
+def _at(out: HeadStatistics, candidates: mx.array, logits: mx.array) -> HeadStatistics:
+    return out._replace(
+        topk_ids=candidates.astype(mx.int32),
+        topk_logprobs=logits - out.logsumexp[:, None],
+    )
+
+
+def _forward(
+    job: _Job, hidden: mx.array, tokens: mx.array, candidates: mx.array | None = None
+) -> tuple[HeadStatistics, RowSums, list[mx.array]]:
+    """All chunks: statistics, sums, and what a backward pass of mode "tail" needs besides.
+
+    One after the other: each waits for the last, or their logits would pile up."""
+    chunks: list[portable.Chunk] = []
+    for span in job.spans(len(tokens)):
+        part = hidden[span]
+        if chunks:
+            # On everything of it: what one output still waits for keeps whole rows of logits.
+            part = mx.depends([part], _arrays(chunks[-1]))[0]
+        some = None if candidates is None else candidates[span].astype(mx.int32)
+        chunks.append(job.forward(part, tokens[span], job.head, job.task, some))
+    sums = RowSums(*(_join(parts) for parts in zip(*(c.sums for c in chunks), strict=True)))
+    # A cap would make finite logits of an infinite hidden state.
+    sums = sums._replace(tail=mx.where(_broken(hidden), mx.nan, sums.tail))
+    out = statistics(sums, job.task.simko_k)
+    means = [c.mean for c in chunks if c.mean is not None]
+    slopes = [c.slopes for c in chunks if c.slopes is not None]
+    if candidates is not None:
+        out = _at(out, candidates, _join([c.at for c in chunks if c.at is not None]))
+    return out, sums, [_join(parts) for parts in (means, slopes) if parts]
+
+
+def _broken(hidden: mx.array) -> mx.array:
+    """(N,) bool: rows with a value that is NaN or infinite."""
+    return mx.isnan((hidden * 0.0).sum(axis=-1))
+
+
+def _arrays(chunk: portable.Chunk) -> list[mx.array]:
+    return [*chunk.sums, *(x for x in chunk[1:] if x is not None)]
+
+
+def _join(parts: Any) -> mx.array:
+    return mx.concatenate(parts) if len(parts) > 1 else parts[0]
+
+
+def _tail(job: _Job, hidden: mx.array, tokens: mx.array) -> HeadStatistics:
+    fields = len(HeadStatistics._fields)
+    saved = fields + len(RowSums._fields)
+
+    @mx.custom_function
+    def run(hidden: mx.array, tokens: mx.array) -> tuple[mx.array, ...]:
+        out, sums, rest = _forward(job, hidden, tokens)
+        return (*out, *sums, *rest)
+
+    @run.vjp
+    def run_vjp(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array]:
+        hidden, tokens = primals
+        sums = RowSums(*outputs[fields:saved])
+        mean, *slopes = outputs[saved:]
+        special = coefficients(sums, tokens, cotangents[0], cotangents[1])
+        factor = job.head.scale / job.task.temperature
+        grad = -special.mass[:, None] * mean
+        columns = special.values * slopes[0] if slopes else special.values
+        # One column after the other: (N, K + 1, D) at once would outweigh a chunk's logits.
+        for j in range(columns.shape[1]):
+            grad = grad + columns[:, j : j + 1] * job.head.rows(special.ids[:, j])
+        grad = mx.where(is_lost(sums)[:, None], 0.0, grad * factor)
+        return grad.astype(hidden.dtype), mx.zeros_like(tokens)
+
+    return _without_gradient(HeadStatistics(*run(hidden, tokens)[:fields]), entropy=False)
+
+
+def _without_gradient(out: HeadStatistics, *, entropy: bool) -> HeadStatistics:
+    return out._replace(
+        entropy=out.entropy if entropy else mx.stop_gradient(out.entropy),
+        logsumexp=mx.stop_gradient(out.logsumexp),
+    )
+
+
+def _recompute(job: _Job, hidden: mx.array, tokens: mx.array) -> HeadStatistics:
+    fields, head = len(HeadStatistics._fields), job.head
+    # Arguments of the function, not captured: what is captured has no gradient.
+    weights = {} if head.quantised else {"weight": head.weight}
+    if head.bias is not None:
+        weights["bias"] = head.bias
+
+    def with_weights(weights: dict[str, mx.array]) -> _Job:
+        return replace(job, head=replace(head, **weights))
+
+    @mx.custom_function
+    def run(hidden: mx.array, tokens: mx.array, weights: Any) -> tuple[mx.array, ...]:
+        out, sums, _ = _forward(with_weights(weights), hidden, tokens)
+        return (*out, *sums)
+
+    @run.vjp
+    def run_vjp(primals: Any, cotangents: Any, outputs: Any) -> tuple[Any, ...]:
+        hidden, tokens, weights = primals
+        here = with_weights(weights)
+        sums = RowSums(*outputs[fields:])
+        special = coefficients(sums, tokens, cotangents[0], cotangents[1])
+        entropy = cotangents[3]
+        grads: list[mx.array] = []
+        d_weights = {name: mx.zeros(w.shape) for name, w in weights.items()}
+        for span in here.spans(len(tokens)):
+            mine = RowSums(*(x[span] for x in sums))
+            # A lost row must not meet the head: 0 x NaN would be in all weights' gradients.
+            part = mx.where(is_lost(mine)[:, None], 0.0, hidden[span])
+            part = mx.depends([part], [grads[-1]])[0] if grads else part
+            some = portable.Cotangents(Coefficients(*(x[span] for x in special)), entropy[span])
+            grad, raw = portable.recompute(
+                part, here.head, mine, some, temperature=job.task.temperature
+            )
+            grads.append(grad)
+            for name in weights:
+                more = raw.T @ part.astype(mx.float32) if name == "weight" else raw.sum(axis=0)
+                d_weights[name] = d_weights[name] + more
+        d_weights = {name: d.astype(weights[name].dtype) for name, d in d_weights.items()}
+        return _join(grads).astype(hidden.dtype), mx.zeros_like(tokens), d_weights
+
+    out = HeadStatistics(*run(hidden, tokens, weights)[:fields])
+    return _without_gradient(out, entropy=True)
