@@ -58,12 +58,18 @@ def group_batch(group: RolloutGroup) -> TokenBatch:
 
 def split_group(scored: ScoredGroup, size: int) -> list[ScoredGroup]:
     """The group in parts of at most ``size`` completions, which keep the group's advantages."""
-    parts = []
-    for start in range(0, len(scored.verdicts), size):
-        some = slice(start, start + size)
-        group = replace(scored.group, completions=scored.group.completions[some])
-        parts.append(ScoredGroup(group, scored.verdicts[some], scored.advantages[some]))
-    return parts
+    rows = range(len(scored.verdicts))
+    return [select(scored, rows[start : start + size]) for start in rows[::size]]
+
+
+def select(scored: ScoredGroup, rows: Sequence[int]) -> ScoredGroup:
+    """The group with these completions only; they keep the group's advantages."""
+    group = scored.group
+    return ScoredGroup(
+        replace(group, completions=tuple(group.completions[i] for i in rows)),
+        tuple(scored.verdicts[i] for i in rows),
+        tuple(scored.advantages[i] for i in rows),
+    )
 
 
 def completion_tokens(groups: Sequence[ScoredGroup]) -> int:

@@ -17,6 +17,7 @@ import mlx.nn as nn
 
 from simko_mlx.kernels import Head
 from simko_mlx.kernels.head import EMBEDDING, LINEAR
+from simko_mlx.kernels.selfcheck import HeadShape
 
 PROBE_TOKENS = 8
 HUGE = 2.0**15  # far above any cap, and finite in float16
@@ -43,6 +44,7 @@ class HeadTap:
         self.name = name
         self.scale = 1.0
         self.softcap: float | None = None
+        self.dtype = mx.float32  # of the logits; with the two above it is found out by find_head
 
     @property
     def module(self) -> Any:
@@ -56,6 +58,10 @@ class HeadTap:
     def head(self) -> Head:
         """The head with its current weights."""
         return Head.of(self.module, softcap=self.softcap, scale=self.scale)
+
+    def shape(self) -> HeadShape:
+        """What of it the Metal kernels must be checked for."""
+        return HeadShape.of(self.head(), self.dtype)
 
     def hidden(self, input_ids: mx.array) -> mx.array:
         """(B, L) ids -> what the model gives its head, (B, L, D).
@@ -135,6 +141,7 @@ def _prove(tap: HeadTap, ids: mx.array, wanted: mx.array) -> str | None:
     """Sets scale and cap; what is wrong, or None."""
     hidden = tap.hidden(ids)
     raw = tap.head().raw(hidden)
+    tap.dtype = raw.dtype
     tap.scale, tap.softcap = _afterwards(tap, ids, raw)
     found = tap.head().finish(raw, 1.0)
     wanted = wanted.astype(mx.float32)

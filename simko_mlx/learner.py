@@ -27,11 +27,13 @@ from simko_mlx.batching import (
     group_batch,
     has_signal,
     pad,
+    select,
     split_group,
     token_batch,
 )
 from simko_mlx.config import Config, OptimConfig
 from simko_mlx.losses import LOSSES, find_loss
+from simko_mlx.losses.common import without_lost_tokens
 from simko_mlx.policy import Policy, named_arrays
 from simko_mlx.types import ScoredGroup, TokenBatch, UserError
 
@@ -78,6 +80,38 @@ class _Microbatch:
     old: mx.array | None = None
     ref: mx.array | None = None
 
+    def without(self, rows: set[int]) -> list[_Microbatch]:
+        """The microbatch without these completions, if any are left."""
+        kept = [row for row in range(len(self.scored.verdicts)) if row not in rows]
+        if not kept:
+            return []
+        some, index = select(self.scored, kept), mx.array(kept)
+        width = max(len(c.token_ids) for c in some.group.completions)
+        old, ref = (x if x is None else x[index, :width] for x in (self.old, self.ref))
+        return [_Microbatch(some, old, ref)]
+
+
+def _lost_tokens(batch: TokenBatch, logprobs: mx.array) -> list[tuple[int, int]]:
+    """The first token of each completion whose log-probs are not finite: (completion, token).
+
+    The loss leaves such tokens out, but the model's own backward pass would turn their zeros into
+    NaN again, so their completions have to go.
+    """
+    bad = ~np.isfinite(np.array(logprobs))
+    for measured in (batch.old_logprobs, batch.ref_logprobs):
+        if measured is not None:
+            bad |= ~np.isfinite(np.array(measured))
+    bad &= np.array(batch.loss_mask) > 0
+    return [(int(row), int(bad[row].argmax())) for row in np.flatnonzero(bad.any(axis=-1))]
+
+
+def _describe(scored: ScoredGroup, row: int, token: int) -> str:
+    problem = scored.group.problem.id
+    return (
+        f"a completion of problem {problem} has no finite log-probability at token {token + 1}; "
+        f"it was left out: {scored.group.completions[row].text[:40]!r}"
+    )
+
 
 @dataclass
 class Report:
@@ -91,6 +125,7 @@ class Report:
     updates: int = 0
     skipped_groups: int = 0
     skipped_updates: int = 0
+    lost_completions: int = 0
     problems: list[str] = field(default_factory=list)
 
     def metrics(self) -> dict[str, float]:
@@ -102,6 +137,7 @@ class Report:
             "optim/updates": float(self.updates),
             "optim/skipped_groups": float(self.skipped_groups),
             "optim/skipped_updates": float(self.skipped_updates),
+            "optim/lost_completions": float(self.lost_completions),
         }
         out |= {f"loss/{name}": total / max(1.0, self.tokens) for name, total in self.sums.items()}
         return out
@@ -163,7 +199,7 @@ class Learner:
             simko_k=self.config.loss.simko_k,
             temperature=self.config.rollout.temperature,
         )
-        output = self.loss_fn(stats, batch, self.config.loss)
+        output = self.loss_fn(stats, without_lost_tokens(stats, batch), self.config.loss)
         return output.loss, output.metrics, mx.stop_gradient(stats.logprobs)
 
     def _batch(self, scored: ScoredGroup, normalizer: float) -> TokenBatch:
@@ -189,7 +225,10 @@ class Learner:
 
     def _logprobs(self, scored: ScoredGroup) -> mx.array:
         stats = self.policy.statistics(
-            group_batch(scored.group), simko_k=1, temperature=self.config.rollout.temperature
+            group_batch(scored.group),
+            simko_k=1,
+            temperature=self.config.rollout.temperature,
+            gradient=False,
         )
         mx.eval(stats.logprobs)
         return stats.logprobs
@@ -200,17 +239,26 @@ class Learner:
         """Gradient of the mean over ``normalizer`` tokens; None where nothing has a signal."""
         gradient: Any | None = None
         loss_sum = 0.0
-        for prepared in microbatches:
+        waiting = list(microbatches)
+        while waiting:
+            prepared = waiting.pop(0)
             batch = self._batch(prepared.scored, normalizer)
             batch = batch._replace(old_logprobs=prepared.old, ref_logprobs=prepared.ref)
             (loss, metrics, logprobs), grads = self._value_and_grad(self.policy.model, batch)
+            mx.eval(loss, metrics, logprobs, grads)
+            lost = _lost_tokens(batch, logprobs)
+            if lost:
+                report.problems += [_describe(prepared.scored, *place) for place in lost]
+                report.lost_completions += len(lost)
+                waiting[:0] = prepared.without({row for row, _ in lost})
+                continue
             gradient = grads if gradient is None else tree_map(mx.add, gradient, grads)
-            mx.eval(loss, metrics, logprobs, gradient)  # one microbatch in memory at a time
+            mx.eval(gradient)  # one microbatch in memory at a time
             loss_sum += float(loss)
             self._record(prepared, batch, metrics, logprobs, report)
         if gradient is not None and not math.isfinite(loss_sum):
             report.skipped_updates += 1
-            report.problems.append(f"the loss is {loss_sum}")
+            report.problems.append(f"the loss is {loss_sum}; that update was skipped")
             return None
         report.loss += loss_sum
         return gradient
@@ -233,8 +281,8 @@ class Learner:
         if report.updates == 0 and before is not None:
             completions = prepared.scored.group.completions
             decoded = pad([c.logprobs for c in completions])
-            real = pad([[1.0] * len(c.token_ids) for c in completions])
-            gap = float(mx.where(real > 0, mx.abs(before - decoded), 0.0).max())
+            gap = mx.where(batch.loss_mask > 0, mx.abs(before - decoded), 0.0)
+            gap = float(gap.max())
             report.decode_gap = float(np.maximum(report.decode_gap, gap))  # keeps a NaN
 
     def _apply(self, gradient: Any, report: Report) -> None:
@@ -243,7 +291,7 @@ class Learner:
         norm = float(norm)
         if not math.isfinite(norm):
             report.skipped_updates += 1
-            report.problems.append(f"the gradient's norm is {norm}")
+            report.problems.append(f"the gradient's norm is {norm}; that update was skipped")
             return
         self.optimizer.update(self.policy.model, gradient)
         mx.eval(self.policy.model.trainable_parameters(), self.optimizer.state)

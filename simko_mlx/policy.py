@@ -28,7 +28,7 @@ from mlx_lm.utils import (
 
 from simko_mlx.config import Config, to_dict
 from simko_mlx.head_tap import HeadTap, find_head
-from simko_mlx.kernels import HeadStatistics, head_statistics, logit_statistics
+from simko_mlx.kernels import HeadStatistics, head_statistics, logit_statistics, selfcheck
 from simko_mlx.prompts import PromptEncoder, stop_tokens
 from simko_mlx.types import TokenBatch, UserError, require
 
@@ -49,7 +49,9 @@ class Policy:
         self.adapter_config: dict[str, Any] = {}
         self.notes: list[str] = []
         self.ragged: bool | None = None  # see rollout.can_decode_ragged
-        self.tap: HeadTap | None = None
+        self.tap: HeadTap | None = None  # see tap_head; without one, logits are held in full
+        self.head_problem: str | None = None
+        self.head_backend = "reference"
 
     @property
     def max_prompt_length(self) -> int | None:
@@ -69,14 +71,30 @@ class Policy:
         return sum(v.size for v in named_arrays(self.model.trainable_parameters()).values())
 
     def tap_head(self) -> None:
-        """Looks for the model's head, so that statistics need no logits; notes it if in vain."""
+        """Finds the model's head, so that statistics need no logits, and what computes them.
+
+        Raises:
+            UserError: ``optim.head_backend`` asks for Metal where there is none.
+        """
+        wanted = self.config.optim.head_backend
+        require(
+            wanted != "metal" or selfcheck.has_metal(),
+            "optim.head_backend is metal, but MLX runs on no Metal device here: set it to auto.",
+        )
         found = find_head(self.model)
-        self.tap = found if isinstance(found, HeadTap) else None
         if isinstance(found, str):
+            self.head_problem = f"The head of this model can't be taken apart ({found})"
             self.notes.append(
-                f"The head of this model can't be taken apart ({found}): training holds full "
-                "logits, which takes more memory."
+                f"{self.head_problem}: training holds full logits, which takes more memory."
             )
+            return
+        self.tap = found
+        self.head_backend = wanted
+        if wanted == "auto":
+            kernels = selfcheck.verdict(found.shape())
+            self.head_backend = "metal" if kernels.ok else "portable"
+            if not kernels.ok and selfcheck.has_metal():
+                self.notes.append(selfcheck.off_message(kernels))
 
     def statistics(
         self, batch: TokenBatch, *, simko_k: int, temperature: float, gradient: bool = True
@@ -103,7 +121,7 @@ class Policy:
             temperature=temperature,
             mode=("recompute" if self.tap.trains else "tail") if gradient else "nograd",
             chunk=self.config.optim.head_chunk,
-            backend=self.config.optim.head_backend,
+            backend=self.head_backend,
         )
         return _spread(stats, places, rows, width)
 

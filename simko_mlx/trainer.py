@@ -279,7 +279,7 @@ class _Run:
 
     def _speak(self, number: int, scored: list[ScoredGroup], report: Report) -> None:
         for problem in report.problems:
-            self.logger.message(f"Step {number}: {problem}; that update was skipped.")
+            self.logger.message(f"Step {number}: {problem}.")
         advice = self.watch.look(scored)
         if advice:
             self.logger.message(advice)

@@ -18,14 +18,14 @@ LAYERS = [
     {"types", "config", "config_sources", "imports", ""},
     {"kernels", "advantages", "advice", "interrupts", "metrics"},
     {"losses", "batching", "data", "verifiers", "assets", "prompts"},
-    {"policy", "rollout", "checkpoint", "export", "learner", "loggers", "rundir"},
-    {"trainer", "evaluate", "run_evaluations"},
+    {"policy", "head_tap", "rollout", "checkpoint", "export", "learner", "loggers", "rundir"},
+    {"trainer", "evaluate", "run_evaluations", "doctor"},
     {"cli"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 PURE = ("simko_mlx.types", "simko_mlx.verifiers")
 FILE_LINES, FUNCTION_LINES, COMMAND_LINES = 400, 60, 80
-COMMANDS = ("train", "eval")
+COMMANDS = ("train", "eval", "doctor")
 
 
 def sources(*folders: str) -> list[Path]:

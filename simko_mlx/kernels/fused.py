@@ -19,7 +19,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from simko_mlx.kernels import metal, portable
+from simko_mlx.kernels import metal, portable, selfcheck
 from simko_mlx.kernels.budget import chunk_tokens
 from simko_mlx.kernels.head import Head
 from simko_mlx.kernels.reference import logit_statistics
@@ -106,7 +106,7 @@ def head_statistics(
     if backend == "reference":
         return _reference(hidden, tokens, head, (simko_k, temperature, mode), candidates)
     head = head.for_hidden(hidden.dtype)
-    on_metal = backend == "metal" or (backend == "auto" and metal.trusted(head, hidden.dtype))
+    on_metal = backend == "metal" or (backend == "auto" and selfcheck.trusted(head, hidden.dtype))
     job = _Job(
         head,
         portable.Pass(simko_k, temperature, mode == "tail"),
@@ -230,7 +230,8 @@ def _tail(job: _Job, hidden: mx.array, tokens: mx.array) -> HeadStatistics:
         grad = mx.where(is_lost(sums)[:, None], 0.0, grad * factor)
         return grad.astype(hidden.dtype), mx.zeros_like(tokens)
 
-    return _without_gradient(HeadStatistics(*run(hidden, tokens)[:fields]), entropy=False)
+    results: Any = run(hidden, tokens)
+    return _without_gradient(HeadStatistics(*results[:fields]), entropy=False)
 
 
 def _without_gradient(out: HeadStatistics, *, entropy: bool) -> HeadStatistics:
@@ -280,5 +281,5 @@ def _recompute(job: _Job, hidden: mx.array, tokens: mx.array) -> HeadStatistics:
         d_weights = {name: d.astype(weights[name].dtype) for name, d in d_weights.items()}
         return _join(grads).astype(hidden.dtype), mx.zeros_like(tokens), d_weights
 
-    out = HeadStatistics(*run(hidden, tokens, weights)[:fields])
-    return _without_gradient(out, entropy=True)
+    results: Any = run(hidden, tokens, weights)
+    return _without_gradient(HeadStatistics(*results[:fields]), entropy=True)

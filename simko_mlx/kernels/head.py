@@ -19,22 +19,26 @@ LINEAR = (nn.Linear, nn.QuantizedLinear)
 EMBEDDING = (nn.Embedding, nn.QuantizedEmbedding)
 
 
-@mx.custom_function
-def _capped(x: mx.array) -> mx.array:
-    """tanh, whose own gradient 1 - tanh^2 would round to 0 where a logit meets its cap."""
-    return mx.tanh(x)
-
-
-@_capped.vjp
-def _capped_vjp(primals: Any, cotangent: mx.array, output: mx.array) -> mx.array:
-    x = primals[0] if isinstance(primals, (list, tuple)) else primals
-    return cotangent * _sech_squared(x)
-
-
 def _sech_squared(x: mx.array) -> mx.array:
     """1 - tanh(x)^2 without the cancellation."""
     e = mx.exp(-2.0 * mx.abs(x))
     return 4.0 * e / mx.square(1.0 + e)
+
+
+@mx.custom_function
+def _tanh(x: mx.array) -> mx.array:
+    """tanh, whose own gradient 1 - tanh^2 would round to 0 where a logit meets its cap."""
+    return mx.tanh(x)
+
+
+@_tanh.vjp
+def _tanh_vjp(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
+    return cotangent * _sech_squared(x)
+
+
+def _capped(z: mx.array, cap: float) -> mx.array:
+    bounded: Any = _tanh(z / cap)
+    return bounded * cap
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ class Head:
         if self.scale != 1.0:
             z = z * self.scale
         if self.softcap:
-            z = _capped(z / self.softcap) * self.softcap
+            z = _capped(z, self.softcap)
         return z / temperature if temperature != 1.0 else z
 
     def slope(self, raw: mx.array) -> mx.array | None:

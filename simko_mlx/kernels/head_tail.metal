@@ -28,9 +28,7 @@
         const float raw = float(logits[start + size_t(column)]);
         const float z = simko_logit(raw, settings);
         const float e = metal::precise::exp(simko_cut(z - below)) * simko_slope(raw, settings);
-        // A broken logit must show in the product; max() above hides a NaN.
-        const float out = simko_is_broken(z) ? NAN : e;
-        mass[start + size_t(column)] = O(skipped ? 0.0f : out);
+        mass[start + size_t(column)] = O(skipped ? 0.0f : e);
       }
     }
   }

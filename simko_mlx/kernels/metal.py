@@ -117,7 +117,3 @@ def _log_shrink(sums: RowSums, shift: mx.array) -> mx.array:
     """
     log_mass = mx.log(sums.tail) + (sums.values[:, 0] - shift)
     return mx.maximum(0.0, log_mass - mx.log(mx.array(LARGEST_TAIL)))
-
-
-def trusted(head: Head, dtype: mx.Dtype) -> bool:
-    return False

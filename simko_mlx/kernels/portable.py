@@ -123,19 +123,22 @@ def recompute(
     raw = head.raw(hidden)
     z = head.finish(raw, temperature)
     special, entropy = cotangents.special, cotangents.entropy.astype(mx.float32)[:, None]
-    shifted = mx.maximum(z - sums.values[:, :1], NEGLIGIBLE)
+    ids, top = special.ids, sums.values[:, :1]
     total = (1.0 + sums.tail)[:, None]
     depth = -(sums.weighted[:, None] / total)
-    p = mx.exp(shifted) / total
-    ids, extra = special.ids, special.values
-    from_entropy = -entropy * (shifted + depth)
-    # The special columns have their own values; what the entropy adds is the same everywhere.
-    plain = p * (from_entropy - special.mass[:, None])
-    added = mx.take_along_axis(p * from_entropy, ids, axis=-1)
-    once = _first_of_each(ids)
-    columns = mx.where(once, extra + added, 0.0)
-    grad = mx.put_along_axis(plain, ids, mx.array(0.0), axis=-1)
-    grad = grad.at[mx.arange(ids.shape[0])[:, None], ids].add(columns)
+
+    def derivative(below: mx.array, mass: mx.array) -> mx.array:
+        below = mx.maximum(below, NEGLIGIBLE)
+        return -mx.exp(below) / total * (mass + entropy * (below + depth))
+
+    # The special columns from the logits that the sums were made of: another path to the same
+    # logit may round differently, and at the top that is more than all that is left.
+    known = mx.concatenate([sums.chosen[:, None], sums.values[:, : ids.shape[1] - 1]], axis=1)
+    own = special.values + derivative(known - top, mx.array(0.0))
+    own = mx.where(_first_of_each(ids), own, 0.0)
+    others = derivative(z - top, special.mass[:, None])
+    grad = mx.put_along_axis(others, ids, mx.array(0.0), axis=-1)
+    grad = grad.at[mx.arange(ids.shape[0])[:, None], ids].add(own)
     slope = head.slope(raw)
     if slope is not None:
         grad = grad * slope

@@ -179,7 +179,7 @@ def make_case(
     rng: np.random.Generator,
     vocabulary: int,
     *,
-    width: int = 32,
+    width: int = 96,
     simko_k: int = 3,
     temperature: float = 1.0,
     softcap: float | None = None,
@@ -190,7 +190,7 @@ def make_case(
 ) -> Case:
     """Rows whose token has each of PROBABILITIES, then tokens at rank 1, K, K + 1 and random ones,
     with cotangents like those of a loss: the token's, and smaller ones of the candidates."""
-    weight = mx.array((rng.normal(size=(vocabulary, width)) * 0.7).astype(np.float32))
+    weight = mx.array((rng.normal(size=(vocabulary, width)) * 0.3).astype(np.float32))
     offset = mx.array(rng.normal(size=vocabulary).astype(np.float32) * 0.5) if bias else None
     options: dict[str, Any] = {"softcap": softcap, "scale": scale}
     if offset is not None:

@@ -1,0 +1,69 @@
+"""``simko-mlx doctor``."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from simko_mlx.doctor import Report
+
+
+@click.command("doctor")
+@click.option("--model", metavar="M", help="Look at this model's head; default: a common shape.")
+@click.option("--recheck", is_flag=True, help="Check the Metal kernels again.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else on stdout.")
+def command(model: str | None, recheck: bool, as_json: bool) -> int:
+    """Show what this machine offers, and whether the Metal kernels are used.
+
+    Exit code 1 where something that the machine has does not work.
+    """
+    from . import ui
+
+    with ui.user_errors():
+        from simko_mlx.doctor import examine
+
+        report = examine(model, recheck=recheck)
+    if as_json:
+        click.echo(json.dumps(ui.finite(report.to_json()), indent=2, allow_nan=False))
+    else:
+        rows = _rows(report)
+        width = max(len(name) for name, _ in rows)
+        click.echo("\n".join(f"{name:{width}}  {ui.clean(value)}" for name, value in rows))
+    return 0 if report.healthy else 1
+
+
+def _rows(report: Report) -> list[tuple[str, str]]:
+    found = report.environment
+    names = ("simko-mlx", "mlx", "mlx-lm", "numpy", "transformers")
+    head = report.head
+    cap = "" if head.softcap is None else f", softcap {head.softcap:g}"
+    rows = [
+        ("versions", ", ".join(f"{name} {found[name]}" for name in names)),
+        ("python", found["python"]),
+        ("system", found["platform"]),
+        ("device", f"{found['device']}, {report.memory_gib:.1f} GiB to work with"),
+    ]
+    if report.linux:
+        advice = "not found: apt install libopenblas0-pthread makes matrix products much faster"
+        rows.append(("OpenBLAS", "loaded" if report.openblas else advice))
+        advice = "not found: needed where MLX compiles functions (apt install g++)"
+        rows.append(("g++", "found" if report.compiler else advice))
+    rows += [
+        ("head", f"{head.vocabulary:,} tokens, {head.dtype}{cap}"),
+        ("at a time", f"{report.chunk} tokens, within {report.chunk_budget_gib:.2f} GiB"),
+        ("Metal kernels", _kernels(report)),
+    ]
+    if report.head_problem:
+        rows.append(("full logits", report.head_problem))
+    return rows
+
+
+def _kernels(report: Report) -> str:
+    verdict = report.kernels
+    if verdict.ok:
+        when = "earlier" if verdict.cached else f"now, in {verdict.seconds:.1f} s"
+        return f"on: they agree with plain MLX (checked {when})"
+    return f"off: {verdict.reason}; plain MLX is used"
