@@ -164,7 +164,7 @@ class _Tally:
         for group in groups:
             some = group.completions[:MEASURED_PER_PROBLEM]
             batch = group_batch(RolloutGroup(group.problem, group.prompt_ids, some))
-            stats = policy.statistics(batch, simko_k=3, temperature=1.0)
+            stats = policy.statistics(batch, simko_k=3, temperature=1.0, gradient=False)
             forking = forking_tokens(stats.entropy, batch.loss_mask, quantile)
             probs = mx.exp(stats.topk_logprobs)
             real = np.array(batch.loss_mask) > 0

@@ -117,7 +117,7 @@ def find_head(model: nn.Module) -> HeadTap | str:
     for tap in _candidates(model, wanted.shape[-1]):
         try:
             problem = _prove(tap, ids, wanted)
-        except (LookupError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
             problem = str(error)
         if not problem:
             return tap

@@ -292,3 +292,58 @@ def test_schedules_are_mlx_lms():
         config.lr_schedule = bad
         with pytest.raises(UserError, match=r"optim\.lr_schedule"):
             make_optimizer(config)
+
+
+def poison(policy, completion):
+    """Makes the hidden states of one completion NaN, as an overflow in half precision does."""
+    last = list(completion.token_ids[:-1])
+    original = policy.tap.hidden
+
+    def hidden(ids):
+        out = original(ids)
+        rows = ids.tolist()
+        bad = [any(row[i : i + len(last)] == last for i in range(len(row))) for row in rows]
+        # A factor, so that 0 x NaN is in that row's gradient, as it would be in a real model's.
+        return out * mx.where(mx.array(bad), mx.nan, 1.0)[:, None, None]
+
+    policy.tap.hidden = hidden
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_a_completion_whose_logits_are_lost_is_left_out_and_said(updates):
+    """The update is that of all others, whose NaN-free gradient must not notice."""
+    config = small_config(optim__num_iterations=updates, optim__max_grad_norm=None)
+    mixed = [[1, 0, 0, 1], [0, 1, 0, 0]]
+    groups = scored_groups(load_policy(config), count=2, rewards=mixed)
+    lost = groups[0].group.completions[2]
+    assert all(c.token_ids != lost.token_ids for c in groups[0].group.completions[:2])
+
+    sick = Learner(load_policy(config), config)
+    poison(sick.policy, lost)
+    seen = []
+    sick.optimizer.update = lambda model, g: seen.append(dict(mlx_flatten(g)))  # type: ignore[method-assign]
+    report = sick.learn(groups, 1)
+    assert report.lost_completions == updates and report.skipped_updates == 0
+    assert report.metrics()["optim/lost_completions"] == updates
+    assert "problem p0 has no finite log-probability at token 1" in report.problems[0]
+    assert repr(lost.text[:40]) in report.problems[0]
+    assert np.isfinite(report.decode_gap) and report.decode_gap < 1e-4
+
+    well = Learner(load_policy(config), config)
+    kept = [i for i, c in enumerate(groups[0].group.completions) if c.token_ids != lost.token_ids]
+    parts = [learner._Microbatch(learner.select(groups[0], kept)), learner._Microbatch(groups[1])]
+    wanted = well._gradient(parts, float(completion_tokens(groups)), learner.Report())
+    for name, value in mlx_flatten(wanted):
+        scale = mx.abs(value).max().item()
+        assert mx.abs(seen[0][name] - value).max().item() <= 1e-5 * scale + 1e-9, name
+
+
+def test_when_every_completion_is_lost_there_is_no_update():
+    config = small_config()
+    policy = load_policy(config)
+    groups = scored_groups(policy, count=1, rewards=[[1, 0, 0, 1]])
+    student = Learner(policy, config)
+    for completion in groups[0].group.completions:
+        poison(policy, completion)
+    report = student.learn(groups, 1)
+    assert report.updates == 0 and report.lost_completions == 4

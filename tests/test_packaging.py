@@ -88,12 +88,14 @@ def test_the_wheel_holds_all_modules_and_no_package_called_cli(wheel):
 
 
 @needs_setuptools
-def test_the_wheel_holds_recipes_assets_and_the_licence(wheel):
+def test_the_wheel_holds_recipes_assets_kernels_and_the_licence(wheel):
     assert "simko_mlx/py.typed" in wheel
     for path in (ROOT / "configs").glob("*.yaml"):
         assert f"simko_mlx/recipes/{path.name}" in wheel
     for path in (ROOT / "simko_mlx" / "assets" / "countdown_tiny").iterdir():
         assert f"simko_mlx/assets/countdown_tiny/{path.name}" in wheel
+    for path in (ROOT / "simko_mlx" / "kernels").glob("*.metal"):
+        assert f"simko_mlx/kernels/{path.name}" in wheel
     assert any(name.endswith("licenses/LICENSE") for name in wheel)
     assert any(name.endswith("entry_points.txt") for name in wheel)
 

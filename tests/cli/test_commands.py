@@ -15,7 +15,9 @@ FAKE = Path(__file__).parent / "fake_trainer.py"
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 
 
-@pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["eval", "--help"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["train", "--help"], ["eval", "--help"], ["doctor", "--help"]]
+)
 def test_help_is_quick_because_it_imports_nothing_heavy(args, environment):
     code = (
         "import sys\n"
