@@ -158,14 +158,13 @@ def _reference(
     if candidates is None:
         return out
     at = mx.take_along_axis(logits, candidates.astype(mx.int32), axis=-1)
-    return _at(out, candidates, at)
+    return _at(out, candidates, at - logits.max(axis=-1, keepdims=True))
 
 
-def _at(out: HeadStatistics, candidates: mx.array, logits: mx.array) -> HeadStatistics:
-    return out._replace(
-        topk_ids=candidates.astype(mx.int32),
-        topk_logprobs=logits - out.logsumexp[:, None],
-    )
+def _at(out: HeadStatistics, candidates: mx.array, below_top: mx.array) -> HeadStatistics:
+    """With the log-probs of these ids in the place of the top K's; the top's is -log(sum)."""
+    logprobs = below_top + out.topk_logprobs[:, :1]
+    return out._replace(topk_ids=candidates.astype(mx.int32), topk_logprobs=logprobs)
 
 
 def _forward(
@@ -189,7 +188,8 @@ def _forward(
     means = [c.mean for c in chunks if c.mean is not None]
     slopes = [c.slopes for c in chunks if c.slopes is not None]
     if candidates is not None:
-        out = _at(out, candidates, _join([c.at for c in chunks if c.at is not None]))
+        at = _join([c.at for c in chunks if c.at is not None])
+        out = _at(out, candidates, at - sums.values[:, :1])
     return out, sums, [_join(parts) for parts in (means, slopes) if parts]
 
 

@@ -1,11 +1,11 @@
-// What both kernels share. Values are passed, never pointers: MLX puts small inputs into the
-// constant address space and others into device memory.
+// What both kernels share. Logits are passed by value, never by pointer: MLX puts small inputs into
+// the constant address space and others into device memory.
 
 // A logit whose distance to the maximum is at least this has exactly no mass in float32. Differences
 // are cut off here, so that exp never meets an infinity and 0 x infinity never happens.
-constant constexpr float SIMKO_NEGLIGIBLE = -120.0f;
-constant constexpr float SIMKO_LOWEST = -3.402823466e+38f;
-constant constexpr int SIMKO_NO_TOKEN = 0x7fffffff;
+static constant constexpr const float SIMKO_NEGLIGIBLE = -120.0f;
+static constant constexpr const float SIMKO_LOWEST = -3.402823466e+38f;
+static constant constexpr const int SIMKO_NO_TOKEN = 0x7fffffff;
 
 // By its bits: a compiler that is told that all numbers are finite would drop the comparison.
 inline bool simko_is_broken(float x) {  // NaN or +inf; -inf is a masked token
@@ -80,7 +80,7 @@ inline bool simko_before(float v, int i, float w, int j) {
 
 // Puts (v, i) into a sorted list of L, the last one falls out.
 template <int L>
-inline void simko_insert(thread float (&values)[L], thread int (&ids)[L], float v, int i) {
+inline void simko_insert(thread float* values, thread int* ids, float v, int i) {
   for (int j = 0; j < L; j++) {
     bool here = simko_before(v, i, values[j], ids[j]);
     float w = values[j];
@@ -94,7 +94,7 @@ inline void simko_insert(thread float (&values)[L], thread int (&ids)[L], float 
 
 // Afterwards each lane holds the L best of all 32 lists: L times, the best head wins and leaves.
 template <int L>
-inline void simko_merge_lists(thread float (&values)[L], thread int (&ids)[L]) {
+inline void simko_merge_lists(thread float* values, thread int* ids) {
   float best_values[L];
   int best_ids[L];
   for (int k = 0; k < L; k++) {
