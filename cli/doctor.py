@@ -37,12 +37,15 @@ def command(model: str | None, recheck: bool, as_json: bool) -> int:
 
 def _rows(report: Report) -> list[tuple[str, str]]:
     found = report.environment
-    names = ("simko-mlx", "mlx", "mlx-lm", "numpy", "transformers")
     head = report.head
+
+    def versions(*names: str) -> str:
+        return ", ".join(f"{name} {found[name]}" for name in names)
+
     cap = "" if head.softcap is None else f", softcap {head.softcap:g}"
     rows = [
-        ("versions", ", ".join(f"{name} {found[name]}" for name in names)),
-        ("python", found["python"]),
+        ("versions", versions("simko-mlx", "mlx", "mlx-lm")),
+        ("", versions("python", "numpy", "transformers")),
         ("system", found["platform"]),
         ("device", f"{found['device']}, {report.memory_gib:.1f} GiB to work with"),
     ]

@@ -9,7 +9,7 @@ import warnings
 import mlx.core as mx
 import pytest
 
-from simko_mlx.kernels import Head, head_statistics, metal, selfcheck
+from simko_mlx.kernels import Head, head_statistics, metal, metal_cases, selfcheck
 from simko_mlx.kernels.selfcheck import HeadShape, Verdict
 from tests.kernels.metal_fixture import metal_backend  # noqa: F401
 from tests.metal_emulator import EmulatedMetalKernel
@@ -163,8 +163,10 @@ def test_trusted_kernels_are_what_auto_uses(pretend_metal, monkeypatch):
     assert used
 
 
-def test_the_child_says_what_the_comparison_found(metal_backend, capsys):  # noqa: F811
-    """Its own code, with the kernels emulated or on Metal."""
+def test_the_child_says_what_the_comparison_found(metal_backend, capsys, monkeypatch):  # noqa: F811
+    """Its own code, with the kernels emulated or on Metal; all cases are in test_metal_kernels."""
+    some = list(metal_cases.cases(900, "bfloat16", 0.5, None))[-3:]
+    monkeypatch.setattr(metal_cases, "cases", lambda *shape: some)
     selfcheck.main(json.dumps({"vocabulary": 900, "dtype": "bfloat16", "scale": 0.5}))
     assert json.loads(capsys.readouterr().out) == {"ok": True, "reason": ""}
 
