@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @click.command("doctor")
 @click.option("--model", metavar="M", help="Look at this model's head; default: a common shape.")
-@click.option("--recheck", is_flag=True, help="Check the Metal kernels again.")
+@click.option("--recheck", is_flag=True, help="Forget earlier verdicts on the Metal kernels.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else on stdout.")
 def command(model: str | None, recheck: bool, as_json: bool) -> int:
     """Show what this machine offers, and whether the Metal kernels are used.
@@ -42,7 +42,8 @@ def _rows(report: Report) -> list[tuple[str, str]]:
     def versions(*names: str) -> str:
         return ", ".join(f"{name} {found[name]}" for name in names)
 
-    cap = "" if head.softcap is None else f", softcap {head.softcap:g}"
+    after = "" if head.scale == 1.0 else f", times {head.scale:g}"
+    after += "" if head.softcap is None else f", softcap {head.softcap:g}"
     rows = [
         ("versions", versions("simko-mlx", "mlx", "mlx-lm")),
         ("", versions("python", "numpy", "transformers")),
@@ -54,14 +55,14 @@ def _rows(report: Report) -> list[tuple[str, str]]:
         rows.append(("OpenBLAS", "loaded" if report.openblas else advice))
         advice = "not found: needed where MLX compiles functions (apt install g++)"
         rows.append(("g++", "found" if report.compiler else advice))
-    rows += [
-        ("head", f"{head.vocabulary:,} tokens, {head.dtype}{cap}"),
+    if report.head_problem:
+        return [*rows, ("head", f"{report.head_problem}: training holds full logits")]
+    return [
+        *rows,
+        ("head", f"{head.vocabulary:,} tokens, {head.dtype}{after}"),
         ("at a time", f"{report.chunk} tokens, within {report.chunk_budget_gib:.2f} GiB"),
         ("Metal kernels", _kernels(report)),
     ]
-    if report.head_problem:
-        rows.append(("full logits", report.head_problem))
-    return rows
 
 
 def _kernels(report: Report) -> str:

@@ -113,6 +113,7 @@ class OptimConfig:
     num_iterations: int = 1  # times that a rollout batch is gone through
     microbatch_size: int | None = execution(None)  # completions per forward pass; None: a group
     head_chunk: int | None = execution(None)  # tokens at a time through the head; None: by memory
+    # auto: Metal's kernels once they agreed with plain MLX; metal: without asking
     head_backend: Literal["auto", "portable", "metal", "reference"] = execution("auto")
 
 

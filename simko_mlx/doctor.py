@@ -47,19 +47,19 @@ def examine(model: str | None = None, *, recheck: bool = False) -> Report:
 
     Args:
         model: embedded, a folder, or a Hugging Face Hub id.
-        recheck: don't believe an earlier verdict on the kernels.
+        recheck: believe no earlier verdict on the kernels, for this head or any other.
 
     Raises:
         UserError: the model can't be loaded.
     """
     shape, problem = COMMON, None
+    if recheck:
+        selfcheck.forget()
     if model is not None:
         policy = load_base(Config(model=model))
         problem = policy.head_problem
         if policy.tap is not None:
             shape = policy.tap.shape()
-    if recheck:
-        selfcheck.forget(shape)
     kernels = selfcheck.verdict(shape)
     return Report(
         environment=environment(),

@@ -161,7 +161,7 @@ class Odd(nn.Module):
     [
         ("twice", "uses this head 2 times"),
         ("bent", "differ by"),
-        ("shifted", "broadcast"),
+        ("shifted", "differ by"),
         ("narrowed", "0 times"),
     ],
 )
@@ -171,6 +171,32 @@ def test_a_head_that_is_not_understood_is_refused_with_the_reason(how, reason):
     problem = find_head(model)
     assert isinstance(problem, str) and reason in problem
     assert type(model.lm_head) is nn.Linear and model(mx.array([[1, 2]])).shape == (1, 2, 50)
+
+
+class Clipped(nn.Module):
+    """Flat like a cap far away, and nothing like one where the logits are."""
+
+    def __init__(self, dtype: mx.Dtype, scale: float = 1.0, clip: bool = True):
+        super().__init__()
+        self.scale, self.clip = scale, clip
+        self.embed_tokens = nn.Embedding(50, 8)
+        self.embed_tokens.weight = (mx.random.normal((50, 8)) * 2).astype(dtype)
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        z = self.embed_tokens.as_linear(self.embed_tokens(ids)) * self.scale
+        return mx.clip(z, -30.0, 30.0) if self.clip else z
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16])
+def test_clipping_is_not_taken_for_a_cap(dtype):
+    mx.random.seed(0)
+    assert isinstance(find_head(Clipped(dtype)), str)
+
+
+def test_a_scale_that_leaves_float16s_range_at_large_logits():
+    mx.random.seed(0)
+    tap = found(Clipped(mx.float16, scale=4.0, clip=False))
+    assert (tap.scale, tap.softcap) == (4.0, None)
 
 
 def test_a_lora_layer_is_no_head_that_can_be_taken_apart():

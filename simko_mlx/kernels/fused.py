@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
 import mlx.core as mx
@@ -22,7 +23,7 @@ import mlx.core as mx
 from simko_mlx.kernels import metal, portable, selfcheck
 from simko_mlx.kernels.budget import chunk_tokens
 from simko_mlx.kernels.head import Head
-from simko_mlx.kernels.reference import logit_statistics
+from simko_mlx.kernels.reference import ranked_statistics
 from simko_mlx.kernels.statistics import (
     Coefficients,
     HeadStatistics,
@@ -31,6 +32,7 @@ from simko_mlx.kernels.statistics import (
     is_lost,
     statistics,
 )
+from simko_mlx.kernels.topk import top_k
 
 MODES = ("tail", "recompute", "nograd")
 BACKENDS = ("auto", "reference", "portable", "metal")
@@ -77,62 +79,86 @@ def head_statistics(
             ``topk_logprobs``; two products with the head in all), "recompute" (three; gradients
             also with respect to a dense head's weight and bias, and through ``entropy``), or
             "nograd" (one).
-        backend: "reference" (full logits, the specification: differentiable in everything),
+        backend: "reference" (full logits, the specification, with the gradients of the mode),
             "portable" (plain MLX), "metal" (Metal kernels; modes "tail" and "nograd", and the
             first pass of "recompute"), or "auto": Metal's kernels where they have proved
             themselves on this machine, else portable.
         candidates: (N, K) ids whose log-probs are wanted instead of the top K, in mode "nograd".
 
     Returns:
-        float32 statistics in (N,) and (N, K); a row with NaN or infinite logits is NaN alone.
+        float32 statistics in (N,) and (N, K); a row with NaN or infinite logits, or with a token
+        outside the vocabulary, is NaN alone. Given the logits, which the head's own product rounds,
+        each figure and each row of the gradient is exact to 1e-5 relative.
 
     Raises:
         ValueError: shapes, names or numbers that don't fit.
-        TypeError: ``head`` is none of the above.
+        TypeError: arrays of another kind, or a ``head`` that is none of the above.
     """
     head = Head.of(head, softcap=softcap)
-    _check(hidden, tokens, head, simko_k, temperature)
-    if mode not in MODES or backend not in BACKENDS:
-        raise ValueError(f"mode is one of {MODES}, backend one of {BACKENDS}")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk is {chunk}: it must be at least 1")
-    if candidates is not None and (mode != "nograd" or candidates.shape != (len(tokens), simko_k)):
-        raise ValueError(
-            f"candidates go with mode nograd and have shape {(len(tokens), simko_k)}, "
-            f"not {candidates.shape}"
-        )
-    tokens = tokens.astype(mx.int32)
-    simko_k = min(simko_k, head.vocabulary) if candidates is None else simko_k
+    _check(hidden, tokens, head, (simko_k, temperature, chunk, mode, backend))
+    if candidates is not None:
+        _check_candidates(candidates, len(tokens), simko_k, mode)
+    else:
+        simko_k = min(simko_k, head.vocabulary)
+    # A token that is none makes its row a lost one; gathering with it would leave the arrays.
+    known = (tokens >= 0) & (tokens < head.vocabulary)
+    tokens = mx.where(known, tokens, 0).astype(mx.int32)
+    hidden = mx.where(known[:, None], hidden, mx.array(mx.nan, dtype=hidden.dtype))
+    if mode != "recompute":
+        head = head.detached()
+    if mode == "nograd":
+        hidden = mx.stop_gradient(hidden)
+    if len(tokens) == 0:
+        return _empty(simko_k)
     if backend == "reference":
         return _reference(hidden, tokens, head, (simko_k, temperature, mode), candidates)
-    head = head.for_hidden(hidden.dtype)
-    on_metal = backend == "metal" or (backend == "auto" and selfcheck.trusted(head, hidden.dtype))
+    dtype = head.logit_dtype(hidden.dtype)
+    on_metal = backend == "metal" or (backend == "auto" and selfcheck.trusted(head, dtype))
     job = _Job(
         head,
         portable.Pass(simko_k, temperature, mode == "tail"),
         chunk or chunk_tokens(head.vocabulary, mode=mode, metal=on_metal),
         metal.forward if on_metal else portable.forward,
     )
-    if len(tokens) == 0:
-        return _empty(simko_k)
     if mode == "tail":
         return _tail(job, hidden, tokens)
     if mode == "recompute":
         return _recompute(job, hidden, tokens)
-    return _forward(job, mx.stop_gradient(hidden), tokens, candidates)[0]
+    return _forward(job, hidden, tokens, candidates)[0]
 
 
-def _check(
-    hidden: mx.array, tokens: mx.array, head: Head, simko_k: int, temperature: float
-) -> None:
+def _check(hidden: Any, tokens: Any, head: Head, settings: tuple[Any, Any, Any, str, str]) -> None:
+    simko_k, temperature, chunk, mode, backend = settings
+    if not (isinstance(hidden, mx.array) and mx.issubdtype(hidden.dtype, mx.floating)):
+        raise TypeError("hidden must be an mx.array of floats")
+    if not (isinstance(tokens, mx.array) and mx.issubdtype(tokens.dtype, mx.integer)):
+        raise TypeError("tokens must be an mx.array of integers")
     if hidden.ndim != 2 or tokens.shape != hidden.shape[:1]:
         raise ValueError(f"hidden is (N, D) and tokens (N,), not {hidden.shape}, {tokens.shape}")
-    if not head.quantised and head.weight.shape[1:] != hidden.shape[1:]:
-        raise ValueError(f"a head of shape {head.weight.shape} can't take hidden {hidden.shape}")
-    if not 1 <= simko_k <= MOST_CANDIDATES:
+    if head.width != hidden.shape[1]:
+        raise ValueError(f"a head of width {head.width} can't take hidden states {hidden.shape}")
+    if head.bias is not None and head.bias.shape != (head.vocabulary,):
+        raise ValueError(f"a bias for {head.vocabulary} tokens can't have shape {head.bias.shape}")
+    if head.softcap is not None and not (head.softcap >= 0 and isfinite(head.softcap)):
+        raise ValueError(f"softcap is {head.softcap}: it must be a positive number, or None")
+    if not (isinstance(simko_k, int) and 1 <= simko_k <= MOST_CANDIDATES):
         raise ValueError(f"simko_k is {simko_k}: it must be from 1 to {MOST_CANDIDATES}")
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}: it must be greater than 0")
+    if not (temperature > 0 and isfinite(temperature)):
+        raise ValueError(f"temperature is {temperature}: it must be greater than 0, and finite")
+    if chunk is not None and not (isinstance(chunk, int) and chunk >= 1):
+        raise ValueError(f"chunk is {chunk}: it must be a whole number from 1 up, or None")
+    if mode not in MODES or backend not in BACKENDS:
+        raise ValueError(f"mode is one of {MODES}, backend one of {BACKENDS}")
+
+
+def _check_candidates(candidates: Any, rows: int, simko_k: int, mode: str) -> None:
+    if not (isinstance(candidates, mx.array) and mx.issubdtype(candidates.dtype, mx.integer)):
+        raise TypeError("candidates must be an mx.array of integers")
+    if mode != "nograd" or candidates.shape != (rows, simko_k):
+        raise ValueError(
+            f"candidates go with mode nograd and have shape {(rows, simko_k)}, as simko_k says, "
+            f"not {candidates.shape}"
+        )
 
 
 def _empty(simko_k: int) -> HeadStatistics:
@@ -148,17 +174,16 @@ def _reference(
     candidates: mx.array | None,
 ) -> HeadStatistics:
     simko_k, temperature, mode = settings
-    if mode == "nograd":
-        hidden = mx.stop_gradient(hidden)
     # A lost row must not meet the head: its gradient is 0, and 0 x NaN would be in all weights.
     lost = _broken(hidden)[:, None]
-    logits = head.logits(mx.where(lost, 0.0, hidden), temperature)
-    logits = mx.where(lost, mx.nan, logits)
-    out = logit_statistics(logits, tokens, simko_k=simko_k)
-    if candidates is None:
-        return out
-    at = mx.take_along_axis(logits, candidates.astype(mx.int32), axis=-1)
-    return _at(out, candidates, at - logits.max(axis=-1, keepdims=True))
+    raw = head.raw(mx.where(lost, 0.0, hidden))
+    ids = top_k(mx.stop_gradient(raw).astype(mx.float32), simko_k)
+    logits = mx.where(lost, mx.nan, head.finish(raw, temperature))
+    out = ranked_statistics(logits, tokens, ids)
+    if candidates is not None:
+        at = portable.logits_at(logits, candidates)
+        out = _at(out, candidates, at - logits.max(axis=-1, keepdims=True))
+    return _without_gradient(out, entropy=mode == "recompute")
 
 
 def _at(out: HeadStatistics, candidates: mx.array, below_top: mx.array) -> HeadStatistics:
@@ -174,13 +199,14 @@ def _forward(
 
     One after the other: each waits for the last, or their logits would pile up."""
     chunks: list[portable.Chunk] = []
+    head = job.head.for_hidden(hidden.dtype)
     for span in job.spans(len(tokens)):
         part = hidden[span]
         if chunks:
             # On everything of it: what one output still waits for keeps whole rows of logits.
             part = mx.depends([part], _arrays(chunks[-1]))[0]
-        some = None if candidates is None else candidates[span].astype(mx.int32)
-        chunks.append(job.forward(part, tokens[span], job.head, job.task, some))
+        some = None if candidates is None else candidates[span]
+        chunks.append(job.forward(part, tokens[span], head, job.task, some))
     sums = RowSums(*(_join(parts) for parts in zip(*(c.sums for c in chunks), strict=True)))
     # A cap would make finite logits of an infinite hidden state.
     sums = sums._replace(tail=mx.where(_broken(hidden), mx.nan, sums.tail))
@@ -260,6 +286,7 @@ def _recompute(job: _Job, hidden: mx.array, tokens: mx.array) -> HeadStatistics:
     def run_vjp(primals: Any, cotangents: Any, outputs: Any) -> tuple[Any, ...]:
         hidden, tokens, weights = primals
         here = with_weights(weights)
+        head = here.head.for_hidden(hidden.dtype)
         sums = RowSums(*outputs[fields:])
         special = coefficients(sums, tokens, cotangents[0], cotangents[1])
         entropy = cotangents[3]
@@ -269,15 +296,16 @@ def _recompute(job: _Job, hidden: mx.array, tokens: mx.array) -> HeadStatistics:
             mine = RowSums(*(x[span] for x in sums))
             # A lost row must not meet the head: 0 x NaN would be in all weights' gradients.
             part = mx.where(is_lost(mine)[:, None], 0.0, hidden[span])
-            part = mx.depends([part], [grads[-1]])[0] if grads else part
+            # On the weights' gradient too, or each chunk's logits would wait for it.
+            part = mx.depends([part], [grads[-1], *d_weights.values()])[0] if grads else part
             some = portable.Cotangents(Coefficients(*(x[span] for x in special)), entropy[span])
-            grad, raw = portable.recompute(
-                part, here.head, mine, some, temperature=job.task.temperature
-            )
+            grad, raw = portable.recompute(part, head, mine, some, temperature=job.task.temperature)
             grads.append(grad)
-            for name in weights:
-                more = raw.T @ part.astype(mx.float32) if name == "weight" else raw.sum(axis=0)
-                d_weights[name] = d_weights[name] + more
+            if "weight" in weights:
+                part = part.astype(mx.float32)
+                d_weights["weight"] = mx.addmm(d_weights["weight"], raw.T, part)
+            if "bias" in weights:
+                d_weights["bias"] = d_weights["bias"] + raw.sum(axis=0)
         d_weights = {name: d.astype(weights[name].dtype) for name, d in d_weights.items()}
         return _join(grads).astype(hidden.dtype), mx.zeros_like(tokens), d_weights
 

@@ -93,6 +93,12 @@ class Head:
         return self.weight.shape[0]
 
     @property
+    def width(self) -> int:
+        """D."""
+        packed = self.weight.shape[1]
+        return packed if self.scales is None else packed * 32 // self.bits
+
+    @property
     def quantised(self) -> bool:
         return self.scales is not None
 
@@ -101,6 +107,22 @@ class Head:
         if self.quantised or self.weight.dtype == dtype:
             return self
         return replace(self, weight=self.weight.astype(mx.result_type(self.weight.dtype, dtype)))
+
+    def detached(self) -> Head:
+        """The head without gradients."""
+        bias = None if self.bias is None else mx.stop_gradient(self.bias)
+        return replace(self, weight=mx.stop_gradient(self.weight), bias=bias)
+
+    def logit_dtype(self, dtype: mx.Dtype) -> mx.Dtype:
+        """The type of the logits of hidden states of this type."""
+        own = self.weight if self.scales is None else self.scales
+        return mx.result_type(own.dtype, dtype)
+
+    def sum_dtype(self, dtype: mx.Dtype) -> mx.Dtype:
+        """The type that ``back`` needs its weights in, for hidden states of this type."""
+        # MLX's quantised product on the CPU sums in the type of its input.
+        on_cpu = mx.default_device().type == mx.DeviceType.cpu
+        return mx.float32 if self.quantised and on_cpu else dtype
 
     def raw(self, hidden: mx.array) -> mx.array:
         """(N, D) -> (N, V), before scale, cap and temperature; as MLX's layers compute it."""
@@ -141,9 +163,14 @@ class Head:
         """The head's rows (..., D) of these ids, float32."""
         if self.scales is None:
             return self.weight[ids].astype(mx.float32)
+        scales = self.scales[ids]
         biases = None if self.biases is None else self.biases[ids]
+        if (
+            biases is not None
+        ):  # as the product has them: else they'd be rounded to the scales' type
+            scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
         form = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
-        return mx.dequantize(self.weight[ids], self.scales[ids], biases, **form).astype(mx.float32)
+        return mx.dequantize(self.weight[ids], scales, biases, **form).astype(mx.float32)
 
     def _form(self) -> dict[str, Any]:
         return {

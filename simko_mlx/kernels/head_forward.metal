@@ -43,11 +43,13 @@
     for (int i = 0; i < RUN; i++) {
       const int column = first + i;
       if (column < V) {
-        const float z = simko_logit(float(logits[start + size_t(column)]), settings);
+        const float raw = float(logits[start + size_t(column)]);
+        const float z = simko_logit(raw, settings);
         broken |= int(simko_is_broken(z));
         sums = simko_add(sums, z);
-        if (z >= bar && simko_before(z, column, best[L - 1], best_at[L - 1])) {
-          simko_insert<L>(best, best_at, z, column);
+        // Ranked by raw logits, before a cap or a temperature rounds them into ties.
+        if (raw >= bar && simko_before(raw, column, best[L - 1], best_at[L - 1])) {
+          simko_insert<L>(best, best_at, raw, column);
         }
       }
     }
@@ -83,12 +85,11 @@
     simko_merge_lists<L>(best, best_at);
     if (lane == 0) {
       const int token = tokens[row];
-      const bool valid = token >= 0 && token < V;
-      chosen[row] = valid ? simko_logit(float(logits[start + size_t(token)]), settings) : NAN;
+      chosen[row] = simko_logit(float(logits[start + size_t(token)]), settings);
       tail[row] = broken ? NAN : sums.tail;
       weighted[row] = broken ? NAN : sums.weighted;
       for (int k = 0; k < L; k++) {
-        values[row * L + k] = best[k];
+        values[row * L + k] = simko_logit(best[k], settings);
         ids[row * L + k] = best_at[k] == SIMKO_NO_TOKEN ? 0 : best_at[k];
       }
     }

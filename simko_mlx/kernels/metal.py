@@ -19,6 +19,7 @@ from simko_mlx.kernels.portable import (
     NEGLIGIBLE,
     Chunk,
     Pass,
+    logits_at,
     special_ids,
     special_slopes,
 )
@@ -53,7 +54,7 @@ def _settings(head: Head, temperature: float) -> mx.array:
 
 
 def row_sums(raw: mx.array, tokens: mx.array, head: Head, task: Pass) -> RowSums:
-    """The forward kernel on raw logits (C, V), C and V at least 1."""
+    """The forward kernel on raw logits (C, V), C and V at least 1, and tokens in [0, V)."""
     rows, vocabulary = raw.shape
     kept = min(task.simko_k + 1, vocabulary)
     out = _kernel("forward")(
@@ -64,7 +65,10 @@ def row_sums(raw: mx.array, tokens: mx.array, head: Head, task: Pass) -> RowSums
         grid=(rows * THREADS, 1, 1),
         threadgroup=(THREADS, 1, 1),
     )
-    return RowSums(*out)
+    values, ids, chosen, tail, weighted = out
+    # Twice the same logit may be twice another rounding; the difference must be exactly 0.
+    chosen = mx.where(ids[:, 0] == tokens, values[:, 0], chosen)
+    return RowSums(values, ids, chosen, tail, weighted)
 
 
 def tail_mass(
@@ -95,7 +99,7 @@ def forward(
     sums = row_sums(raw, tokens, head, task)
     at = None
     if candidates is not None:
-        at = head.finish(mx.take_along_axis(raw, candidates, axis=-1), task.temperature)
+        at = head.finish(logits_at(raw, candidates), task.temperature)
     if not task.want_mean:
         return Chunk(sums, at=at)
     top, last = sums.values[:, 0], sums.values[:, -1]

@@ -38,6 +38,13 @@ class Chunk(NamedTuple):
     at: mx.array | None = None
 
 
+def logits_at(logits: mx.array, ids: mx.array) -> mx.array:
+    """The logits of these ids (C, K); NaN where there is no such token."""
+    known = (ids >= 0) & (ids < logits.shape[-1])
+    at = mx.take_along_axis(logits, mx.where(known, ids, 0).astype(mx.int32), axis=-1)
+    return mx.where(known, at, mx.array(mx.nan, dtype=logits.dtype))
+
+
 def special_slopes(head: Head, raw: mx.array, special: mx.array) -> mx.array | None:
     """The cap's slope at the special columns; from the raw logits, since next to the cap the capped
     ones have hardly a digit left for it."""
@@ -58,14 +65,15 @@ def forward(
 ) -> Chunk:
     """``hidden`` (C, D) and ``tokens`` (C,) int32 -> sums over the vocabulary.
 
+    Candidates are ranked by their raw logits, before a cap or a temperature rounds them into ties.
     The tail is summed relative to its own largest member, the candidate of rank K + 1: relative to
     the top it would vanish from float16, and from any product with it.
     """
     simko_k = task.simko_k
     raw = head.raw(hidden)
     z = head.finish(raw, task.temperature)
-    at = None if candidates is None else mx.take_along_axis(z, candidates, axis=-1)
-    ids = top_k(z, simko_k + 1)
+    at = None if candidates is None else logits_at(z, candidates)
+    ids = top_k(raw.astype(mx.float32), simko_k + 1)
     values = mx.take_along_axis(z, ids, axis=-1)
     chosen = mx.take_along_axis(z, tokens[:, None], axis=-1)
     top = values[:, :1]
@@ -93,11 +101,12 @@ def forward(
     slope = head.slope(raw)
     if slope is not None:
         e = e * slope
-    shrink = mx.minimum(1.0, LARGEST_TAIL / mx.maximum(mass, 1.0))
-    if hidden.dtype == mx.float16:
+    dtype = head.sum_dtype(hidden.dtype)
+    if dtype == mx.float16:
+        shrink = mx.minimum(1.0, LARGEST_TAIL / mx.maximum(mass, 1.0))
         e = e * shrink
         factor = factor / shrink
-    mean = head.back(e.astype(hidden.dtype)).astype(mx.float32) * (factor / (1.0 + tail))
+    mean = head.back(e.astype(dtype)).astype(mx.float32) * (factor / (1.0 + tail))
     return Chunk(sums, mean, special_slopes(head, raw, special), at)
 
 
@@ -143,7 +152,7 @@ def recompute(
     if slope is not None:
         grad = grad * slope
     grad = mx.where(is_lost(sums)[:, None], 0.0, grad * (head.scale / temperature))
-    return _times_head(grad, head, hidden.dtype), grad
+    return _times_head(grad, head, head.sum_dtype(hidden.dtype)), grad
 
 
 def _first_of_each(ids: mx.array) -> mx.array:

@@ -35,19 +35,28 @@ def logit_statistics(
         simko_k: number of candidates K; with fewer than K tokens in the vocabulary, all of them.
         temperature: the one that the tokens were sampled with, > 0.
     """
+    # Ranked before anything is rounded: a temperature must not make ties.
+    ids = top_k(mx.stop_gradient(logits.astype(mx.float32)), simko_k)
+    return ranked_statistics(logits, tokens, ids, temperature=temperature)
+
+
+def ranked_statistics(
+    logits: mx.array, tokens: mx.array, ids: mx.array, *, temperature: float = 1.0
+) -> HeadStatistics:
+    """As ``logit_statistics``, with the candidates ``ids`` (N, K), best first, already known."""
     z = logits.astype(mx.float32)
     if temperature != 1.0:
         z = z / temperature
-    lost = _lost_rows(mx.stop_gradient(z))
+    known = (tokens >= 0) & (tokens < z.shape[-1])
+    lost = _lost_rows(mx.stop_gradient(z)) | ~known
     z = mx.where(lost[:, None], 0.0, z)  # or their NaN would reach the gradient, even times 0
-    ids = top_k(mx.stop_gradient(z), simko_k)
     top = ids[:, :1]
     z_top = mx.take_along_axis(z, top, axis=-1)  # (N, 1), differentiable on purpose
     shifted = z - z_top
     e = mx.where(mx.arange(z.shape[-1], dtype=mx.int32) == top, 0.0, mx.exp(shifted))
     tail = row_sum(e)
     log_total = mx.where(lost, mx.nan, mx.log1p(tail))
-    chosen = tokens[:, None].astype(mx.int32)
+    chosen = mx.where(known, tokens, 0)[:, None].astype(mx.int32)
     # z = -inf (a masked token) contributes nothing to the entropy, not 0 x inf.
     weighted = row_sum(e * mx.where(e > 0, shifted, 0.0))
     return HeadStatistics(

@@ -2,7 +2,8 @@
 
 Asked once per device, system, version and shape of head, in a child process, since a Metal fault
 ends the process that caused it. The answer is kept in a file. Whatever goes wrong (another result,
-a crash, no answer in time) only means that the portable path is used.
+a crash, no answer in time) only means that the portable path is used; what says nothing of the
+kernels, such as a time-out on a busy machine, is not kept.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import hashlib
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -28,11 +30,12 @@ import mlx.core as mx
 from simko_mlx import __version__
 from simko_mlx.kernels import metal_cases
 from simko_mlx.kernels.head import Head
-from simko_mlx.kernels.metal import source
+from simko_mlx.kernels.metal import THREADS, source
 
 CHILD = "import sys; from simko_mlx.kernels import selfcheck; selfcheck.main(sys.argv[1])"
 TIMEOUT = 180.0  # seconds; compiling the kernels takes most of it
-SIGNAL_NAMES = {4: "SIGILL", 6: "SIGABRT", 9: "SIGKILL", 10: "SIGBUS", 11: "SIGSEGV"}
+FAULTS = ("SIGABRT", "SIGBUS", "SIGILL", "SIGSEGV", "SIGTRAP")  # what a fault of Metal ends in
+PACKAGES = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Verdict:
     reason: str = ""
     seconds: float = 0.0
     cached: bool = False
+    final: bool = True  # False: something else went wrong, and another process may try again
 
 
 def has_metal() -> bool:
@@ -77,55 +81,57 @@ def fingerprint(shape: HeadShape) -> str:
     parts = [
         str(info.get("device_name", platform.machine())),
         str(info.get("architecture", "")),
-        platform.mac_ver()[0] or platform.release(),
+        platform.mac_ver()[0],
+        platform.release(),
         version("mlx"),
         __version__,
-        hashlib.blake2b(texts.encode(), digest_size=6).hexdigest(),
+        hashlib.blake2b(f"{texts}{THREADS}".encode(), digest_size=6).hexdigest(),
         json.dumps(dataclasses.asdict(shape)),
     ]
     return " | ".join(parts)
 
 
-@cache
 def verdict(shape: HeadShape) -> Verdict:
     """The kernels' verdict for this head: from the file, or by a child process."""
-    if not has_metal():
-        return Verdict(False, "there is no Metal device")
-    key = fingerprint(shape)
-    known = _read().get(key)
+    return _verdict(shape) if has_metal() else Verdict(False, "there is no Metal device")
+
+
+@cache
+def _verdict(shape: HeadShape) -> Verdict:
+    known = _read().get(fingerprint(shape))
     if isinstance(known, dict) and isinstance(known.get("ok"), bool):
         return Verdict(known["ok"], str(known.get("reason", "")), cached=True)
     return check(shape)
 
 
-def check(shape: HeadShape, command: Sequence[str] | None = None) -> Verdict:
-    """Asks a child process, and keeps its answer. ``command`` replaces the child's, for tests."""
+def check(shape: HeadShape) -> Verdict:
+    """Asks a child process, and keeps its answer where it is one about the kernels."""
     began = time.monotonic()
-    found = _ask(shape, command or [sys.executable, "-c", CHILD])
-    found = dataclasses.replace(found, seconds=time.monotonic() - began)
-    _write(fingerprint(shape), found)
+    found = dataclasses.replace(_ask(shape), seconds=time.monotonic() - began)
+    if found.final:
+        _write(fingerprint(shape), found)
     return found
 
 
-def forget(shape: HeadShape) -> None:
-    """Asks again next time."""
-    verdict.cache_clear()
-    kept = _read()
-    if kept.pop(fingerprint(shape), None) is not None:
-        _replace(kept)
+def forget() -> None:
+    """Removes all verdicts: whoever needs one asks again."""
+    _verdict.cache_clear()
+    _told.cache_clear()
+    with suppress(OSError):
+        cache_file().unlink()
 
 
 @cache
 def _told(shape: HeadShape) -> bool:
-    """Warns once of kernels that are off though there is Metal; True for use in conditions."""
-    found = verdict(shape)
-    if not found.ok and has_metal():
+    """Whether the kernels may be used, with one warning if not."""
+    found = _verdict(shape)
+    if not found.ok:
         warnings.warn(off_message(found), RuntimeWarning, stacklevel=4)
     return found.ok
 
 
 def trusted(head: Head, dtype: mx.Dtype) -> bool:
-    """Whether ``head_statistics`` may use the kernels for this head."""
+    """Whether ``head_statistics`` may use the kernels for this head and this type of logits."""
     return has_metal() and _told(HeadShape.of(head, dtype))
 
 
@@ -136,29 +142,34 @@ def off_message(found: Verdict) -> str:
     )
 
 
-def _ask(shape: HeadShape, command: Sequence[str]) -> Verdict:
+def _ask(shape: HeadShape) -> Verdict:
+    # -P: a file in the current folder must not pass for a module; the package may lie there too.
+    command = [sys.executable or "python3", "-P", "-c", CHILD]
+    paths = [str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
     try:
         done = subprocess.run(
             [*command, json.dumps(dataclasses.asdict(shape))],
             capture_output=True,
             text=True,
+            errors="replace",
             stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             timeout=TIMEOUT,
         )
     except subprocess.TimeoutExpired:
-        return Verdict(False, f"their check did not end within {TIMEOUT:.0f} seconds")
+        return Verdict(False, f"their check did not end within {TIMEOUT:.0f} seconds", final=False)
     except OSError as error:
-        return Verdict(False, f"their check could not be started ({error.strerror})")
+        return Verdict(False, f"their check could not be started ({error})", final=False)
     if done.returncode < 0:
-        name = SIGNAL_NAMES.get(-done.returncode, f"signal {-done.returncode}")
-        return Verdict(False, f"their check crashed ({name})")
-    lines = done.stdout.strip().splitlines()
+        name = signal.Signals(-done.returncode).name
+        return Verdict(False, f"their check crashed ({name})", final=name in FAULTS)
     try:
-        answer = json.loads(lines[-1])
+        answer = json.loads(done.stdout.strip().splitlines()[-1])
         return Verdict(answer["ok"] is True, str(answer["reason"])[:300])
     except (IndexError, ValueError, KeyError, TypeError):
         last = (done.stderr.strip().splitlines() or ["no word"])[-1][:200]
-        return Verdict(False, f"their check ended with code {done.returncode} ({last})")
+        reason = f"their check ended with code {done.returncode} ({last})"
+        return Verdict(False, reason, final=False)
 
 
 def _read() -> dict[str, Any]:

@@ -25,8 +25,8 @@ class HeadStatistics(NamedTuple):
     than the given one) carry no gradient, but entropy does in mode "recompute" and of full logits.
 
     A candidate whose logit is -inf has log-probability -inf and no gradient. A row with a logit
-    that is NaN or +inf, or with none above -inf, is *lost*: NaN throughout (``rank1`` False), with
-    no gradient; other rows don't notice.
+    that is NaN or +inf, with none above -inf, or with a token outside the vocabulary, is *lost*:
+    NaN throughout (``rank1`` False), with no gradient; other rows don't notice.
     """
 
     logprobs: mx.array

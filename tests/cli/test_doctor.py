@@ -47,6 +47,15 @@ def test_a_models_own_head(simko, tmp_path):
     assert "bfloat16, softcap 30" in done.stdout
 
 
+def test_a_model_whose_head_is_not_understood(monkeypatch):
+    from cli.doctor import command
+
+    monkeypatch.setattr("simko_mlx.policy.find_head", lambda model: "it is a secret")
+    done = CliRunner().invoke(command, ["--model", "embedded"], standalone_mode=False)
+    assert "(it is a secret): training holds full logits" in done.output
+    assert "151,936" not in done.output
+
+
 @pytest.mark.parametrize(
     ("verdict", "code", "words"),
     [
@@ -61,7 +70,7 @@ def test_on_a_mac_it_shows_the_verdict(monkeypatch, verdict, code, words):
     forgotten = []
     monkeypatch.setattr(selfcheck, "has_metal", lambda: True)
     monkeypatch.setattr(selfcheck, "verdict", lambda shape: verdict)
-    monkeypatch.setattr(selfcheck, "forget", forgotten.append)
+    monkeypatch.setattr(selfcheck, "forget", lambda: forgotten.append(1))
     done = CliRunner().invoke(command, ["--recheck"], standalone_mode=False)
     assert done.return_value == code, done.output
     assert words in done.output and len(forgotten) == 1

@@ -73,6 +73,25 @@ def test_more_tokens_take_no_more_than_their_own_arrays():
     assert long - short <= arrays
 
 
+def test_a_head_that_trains_takes_no_more_with_more_tokens():
+    """Its gradient is one (V, D) array, and no chunk's logits wait for it."""
+    mx.random.seed(0)
+    weight = mx.random.normal((20_000, 16))
+    peaks = []
+    for tokens in (128, 512):
+        hidden, ids = mx.random.normal((tokens, 16)), mx.random.randint(0, 20_000, (tokens,))
+
+        def loss(hidden: mx.array, weight: mx.array, ids: mx.array = ids) -> mx.array:
+            return head_statistics(hidden, ids, weight, mode="recompute", chunk=16).logprobs.sum()
+
+        mx.eval(hidden, ids, weight)
+        held = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(mx.value_and_grad(loss, argnums=(0, 1))(hidden, weight))
+        peaks.append(mx.get_peak_memory() - held)
+    assert peaks[1] - peaks[0] < (1 << 20)
+
+
 @pytest.mark.parametrize(("tokens", "vocabulary"), [(512, 20_000)])
 def test_the_smallest_chunk_takes_less_than_a_tenth_of_full_logits(tokens, vocabulary):
     full = peak_of_full_logits(tokens, vocabulary)

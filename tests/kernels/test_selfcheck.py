@@ -20,10 +20,10 @@ SHAPE = HeadShape(1000, "float32")
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    selfcheck.verdict.cache_clear()
+    selfcheck._verdict.cache_clear()
     selfcheck._told.cache_clear()
     yield tmp_path / "cache" / "simko-mlx" / "metal-kernels.json"
-    selfcheck.verdict.cache_clear()
+    selfcheck._verdict.cache_clear()
     selfcheck._told.cache_clear()
 
 
@@ -34,13 +34,13 @@ def pretend_metal(monkeypatch):
     asked = []
 
     def answer(*code: str):
-        command = [sys.executable, "-c", "\n".join(code)]
         original = selfcheck._ask
 
-        def ask(shape, _command):
+        def ask(shape):
             asked.append(shape)
-            return original(shape, command)
+            return original(shape)
 
+        monkeypatch.setattr(selfcheck, "CHILD", "\n".join(code))
         monkeypatch.setattr(selfcheck, "_ask", ask)
         return asked
 
@@ -66,40 +66,65 @@ def test_a_good_answer_is_kept(pretend_metal, own_cache):
     asked = pretend_metal(*GOOD)
     first = selfcheck.verdict(SHAPE)
     assert first.ok and not first.cached
-    selfcheck.verdict.cache_clear()  # another process
+    selfcheck._verdict.cache_clear()  # another process
     again = selfcheck.verdict(SHAPE)
     assert again.ok and again.cached and asked == [SHAPE]
     assert list(json.loads(own_cache.read_text())) == [selfcheck.fingerprint(SHAPE)]
 
 
+WRONG = ("print('" + json.dumps({"ok": False, "reason": "tail differs"}) + "')",)
+
+
 @pytest.mark.parametrize(
-    ("code", "reason"),
+    ("code", "reason", "kept"),
     [
-        (["print('" + json.dumps({"ok": False, "reason": "tail differs"}) + "')"], "tail differs"),
-        (["import os", "os.abort()"], "crashed (SIGABRT)"),
-        (["import os, signal", "os.kill(os.getpid(), signal.SIGSEGV)"], "crashed (SIGSEGV)"),
-        (["raise RuntimeError('no library')"], "ended with code 1 (RuntimeError: no library)"),
-        (["print('hello')"], "ended with code 0"),
-        (["pass"], "ended with code 0 (no word)"),
+        (WRONG, "tail differs", True),
+        (["import os", "os.abort()"], "crashed (SIGABRT)", True),
+        (["import os, signal", "os.kill(os.getpid(), signal.SIGSEGV)"], "crashed (SIGSEGV)", True),
+        # What says nothing of the kernels is off for this process alone.
+        (["import os, signal", "os.kill(os.getpid(), signal.SIGKILL)"], "crashed (SIGKILL)", False),
+        (["raise RuntimeError('no library')"], "code 1 (RuntimeError: no library)", False),
+        (["import sys", "sys.stderr.buffer.write(b'\\xff')", "sys.exit(3)"], "code 3", False),
+        (["print('hello')"], "ended with code 0", False),
+        (["pass"], "ended with code 0 (no word)", False),
     ],
 )
-def test_whatever_goes_wrong_turns_them_off_with_the_reason(pretend_metal, own_cache, code, reason):
+def test_whatever_goes_wrong_turns_them_off(pretend_metal, own_cache, code, reason, kept):
     pretend_metal(*code)
     found = selfcheck.verdict(SHAPE)
     assert not found.ok and reason in found.reason
-    (kept,) = json.loads(own_cache.read_text()).values()
-    assert kept["ok"] is False
+    assert own_cache.exists() == kept
+    if kept:
+        (entry,) = json.loads(own_cache.read_text()).values()
+        assert entry["ok"] is False
 
 
-def test_a_check_that_does_not_end_is_ended(pretend_metal, monkeypatch):
+def test_a_check_that_does_not_end_is_ended(pretend_metal, monkeypatch, own_cache):
     monkeypatch.setattr(selfcheck, "TIMEOUT", 0.5)
     pretend_metal("import time", "time.sleep(30)")
     assert "did not end within" in selfcheck.verdict(SHAPE).reason
+    assert not own_cache.exists()
 
 
 def test_a_program_that_can_not_be_started(monkeypatch):
-    found = selfcheck._ask(SHAPE, ["/no/such/program"])
-    assert not found.ok and "could not be started" in found.reason
+    monkeypatch.setattr(sys, "executable", "/no/such/program")
+    found = selfcheck._ask(SHAPE)
+    assert not found.ok and "could not be started" in found.reason and not found.final
+
+
+def test_a_file_in_the_current_folder_is_no_module(tmp_path, monkeypatch):
+    (tmp_path / "json.py").write_text("raise RuntimeError('my own json')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert "my own json" not in selfcheck._ask(SHAPE).reason
+
+
+def test_without_metal_now_says_nothing_of_later(pretend_metal, monkeypatch):
+    pretend_metal(*GOOD)
+    monkeypatch.setattr(selfcheck, "has_metal", lambda: False)
+    assert not selfcheck.verdict(SHAPE).ok
+    monkeypatch.setattr(selfcheck, "has_metal", lambda: True)
+    assert selfcheck.verdict(SHAPE).ok
 
 
 def test_another_shape_version_or_text_is_asked_about_anew(pretend_metal, monkeypatch):
@@ -108,7 +133,7 @@ def test_another_shape_version_or_text_is_asked_about_anew(pretend_metal, monkey
     selfcheck.verdict(HeadShape(1000, "bfloat16"))
     assert len(asked) == 2
     for name, value in (("__version__", "99"), ("source", lambda name: "other text")):
-        selfcheck.verdict.cache_clear()
+        selfcheck._verdict.cache_clear()
         monkeypatch.setattr(selfcheck, name, value)
         selfcheck.verdict(SHAPE)
     assert len(asked) == 4
@@ -133,7 +158,7 @@ def test_a_cache_that_can_not_be_written_is_done_without(pretend_metal, tmp_path
 def test_forgetting_asks_again(pretend_metal):
     asked = pretend_metal(*GOOD)
     selfcheck.verdict(SHAPE)
-    selfcheck.forget(SHAPE)
+    selfcheck.forget()
     selfcheck.verdict(SHAPE)
     assert len(asked) == 2
 
