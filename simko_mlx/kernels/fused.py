@@ -24,6 +24,7 @@ from simko_mlx.kernels import metal, portable, selfcheck
 from simko_mlx.kernels.budget import chunk_tokens
 from simko_mlx.kernels.head import Head
 from simko_mlx.kernels.reference import ranked_statistics
+from simko_mlx.kernels.refine import refine
 from simko_mlx.kernels.statistics import (
     Coefficients,
     HeadStatistics,
@@ -206,7 +207,10 @@ def _forward(
             # On everything of it: what one output still waits for keeps whole rows of logits.
             part = mx.depends([part], _arrays(chunks[-1]))[0]
         some = None if candidates is None else candidates[span]
-        chunks.append(job.forward(part, tokens[span], head, job.task, some))
+        chunk = job.forward(part, tokens[span], head, job.task, some)
+        if head.logit_dtype(hidden.dtype) == mx.float32:
+            chunk = refine(part, tokens[span], job.head, job.task, chunk)
+        chunks.append(chunk)
     sums = RowSums(*(_join(parts) for parts in zip(*(c.sums for c in chunks), strict=True)))
     # A cap would make finite logits of an infinite hidden state.
     sums = sums._replace(tail=mx.where(_broken(hidden), mx.nan, sums.tail))
