@@ -178,12 +178,19 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1
     return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])
 
 
-def median_interval(values: Sequence[float], *, seed: int = 0) -> tuple[float, float, float]:
-    """The median with the 95 % percentile interval of its bootstrap distribution."""
-    data = np.asarray(values, dtype=np.float64)
-    drawn = np.random.default_rng(seed).integers(len(data), size=(RESAMPLES, len(data)))
-    low, high = np.percentile(np.median(data[drawn], axis=1), [2.5, 97.5])
-    return float(np.median(data)), float(low), float(high)
+def ratio_interval(
+    above: Sequence[Sequence[float]], below: Sequence[Sequence[float]], *, seed: int = 0
+) -> tuple[float, float, float]:
+    """The ratio of two medians with the 95 % percentile interval of its bootstrap distribution.
+
+    Each is (rounds, values per round); rounds are drawn whole, so that what slowed a whole round
+    down slows both.
+    """
+    one, two = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
+    drawn = np.random.default_rng(seed).integers(len(one), size=(RESAMPLES, len(one)))
+    medians = (np.median(x[drawn].reshape(RESAMPLES, -1), axis=1) for x in (one, two))
+    low, high = np.percentile(np.divide(*medians), [2.5, 97.5])
+    return float(np.median(one) / np.median(two)), float(low), float(high)
 
 
 def write_json(path: str | None, content: Any) -> None:

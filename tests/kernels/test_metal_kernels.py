@@ -8,7 +8,7 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
-from simko_mlx.kernels import metal_cases
+from simko_mlx.kernels import metal, metal_cases
 from tests.kernels.metal_checks import CHECKS
 from tests.kernels.metal_fixture import metal_backend  # noqa: F401
 from tests.metal_emulator import EmulatedMetalKernel, EmulatorError, needs_gxx
@@ -44,7 +44,7 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
         "all_negative", "used ? group_m[lane] : SIMKO_LOWEST", "used ? group_m[lane] : 0.0f",
     ),
     "the higher index first among ties": ("ties", "v == w && i < j", "v == w && i > j"),
-    "masked tokens are never candidates": ("masked", "z >= bar &&", "z > bar &&"),
+    "masked tokens are never candidates": ("masked", "raw >= bar &&", "raw > bar &&"),
     "a winner stays in its list": ("plain", "bool mine = ids[0] == i;", "bool mine = false;"),
     "the list forgets its last place": (
         "every_k", "for (int j = 0; j + 1 < L; j++) {", "for (int j = 0; j + 2 < L; j++) {",
@@ -83,6 +83,8 @@ def test_kernels_agree_with_float64(metal_backend, name):  # noqa: F811
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_broken_kernel_fails_its_check(metal_backend, monkeypatch, name):  # noqa: F811
     check, old, new = MUTATIONS[name]
+    whole = "".join(metal.source(part) for part in ("common", "forward", "tail"))
+    assert old in whole, "the text to change is no longer there: change the mutation with it"
     changed = []
 
     def mutate(text: str) -> str:
@@ -92,7 +94,7 @@ def test_a_broken_kernel_fails_its_check(metal_backend, monkeypatch, name):  # n
     monkeypatch.setattr(EmulatedMetalKernel, "mutate", mutate)
     with pytest.raises((AssertionError, EmulatorError)):
         CHECKS[check]()
-    assert any(changed), "the text to change is no longer there: change the mutation with it"
+    assert any(changed), "the check runs no kernel with that text in it"
 
 
 @only_emulated
