@@ -27,9 +27,8 @@ def refine(hidden: mx.array, tokens: mx.array, head: Head, task: Pass, chunk: Ch
     """
     sums = chunk.sums
     kept = sums.ids.shape[1]
-    columns = [sums.ids[:, j] for j in range(kept)] + [tokens]
-    raw = mx.stack([_product(hidden, head, ids) for ids in columns], axis=1)
-    new = head.finish(raw, task.temperature)
+    ids = mx.concatenate([sums.ids, tokens[:, None]], axis=1)
+    new = head.finish(_products(hidden, head, ids), task.temperature)
     old = mx.concatenate([sums.values, sums.chosen[:, None]], axis=1)
     # The token counts once, and the top not at all.
     apart = ~mx.any(sums.ids == tokens[:, None], axis=-1, keepdims=True)
@@ -55,9 +54,9 @@ def refine(hidden: mx.array, tokens: mx.array, head: Head, task: Pass, chunk: Ch
     return out._replace(mean=chunk.mean * (down * (1.0 + sums.tail) / (1.0 + tail))[:, None])
 
 
-def _product(hidden: mx.array, head: Head, ids: mx.array) -> mx.array:
-    """(C,) float32: each hidden state with the head's row of its id."""
-    out = row_sum(hidden.astype(mx.float32) * head.rows(ids), block=BLOCK)
+def _products(hidden: mx.array, head: Head, ids: mx.array) -> mx.array:
+    """(C, L) float32: each hidden state with the head's rows of its ids."""
+    out = row_sum(hidden.astype(mx.float32)[:, None] * head.rows(ids), block=BLOCK)
     return out if head.bias is None else out + head.bias[ids].astype(mx.float32)
 
 
