@@ -24,7 +24,6 @@ from mlx_lm.tuner.utils import build_schedule
 
 from simko_mlx.batching import (
     completion_tokens,
-    group_batch,
     has_signal,
     pad,
     select,
@@ -224,9 +223,11 @@ class Learner:
         return prepared
 
     def _logprobs(self, scored: ScoredGroup) -> mx.array:
+        # The same tokens and candidates as in the loss, so that the same sums are formed: where the
+        # policy is still the base, the KL penalty is exactly 0, and Adam gets no noise to amplify.
         stats = self.policy.statistics(
-            group_batch(scored.group),
-            simko_k=1,
+            self._batch(scored, 1.0),
+            simko_k=self.config.loss.simko_k,
             temperature=self.config.rollout.temperature,
             gradient=False,
         )

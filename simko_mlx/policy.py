@@ -28,7 +28,13 @@ from mlx_lm.utils import (
 
 from simko_mlx.config import Config, to_dict
 from simko_mlx.head_tap import HeadTap, find_head
-from simko_mlx.kernels import HeadStatistics, head_statistics, logit_statistics, selfcheck
+from simko_mlx.kernels import (
+    HeadStatistics,
+    chunk_tokens,
+    head_statistics,
+    logit_statistics,
+    selfcheck,
+)
 from simko_mlx.prompts import PromptEncoder, stop_tokens
 from simko_mlx.types import TokenBatch, UserError, require
 
@@ -113,14 +119,20 @@ class Policy:
             stats = logit_statistics(logits, tokens, simko_k=simko_k, temperature=temperature)
             return _spread(stats, places, rows, width)
         hidden = self.tap.hidden(batch.input_ids)[:, batch.prompt_length - 1 :]
+        head = self.tap.head()
+        training = "recompute" if self.tap.trains else "tail"
+        # The same chunks with and without a gradient, for the same digits.
+        chunk = self.config.optim.head_chunk or chunk_tokens(
+            head.vocabulary, mode=training, metal=self.head_backend == "metal"
+        )
         stats = head_statistics(
             hidden.reshape(rows * width, -1)[places],
             tokens,
-            self.tap.head(),
+            head,
             simko_k=simko_k,
             temperature=temperature,
-            mode=("recompute" if self.tap.trains else "tail") if gradient else "nograd",
-            chunk=self.config.optim.head_chunk,
+            mode=training if gradient else "nograd",
+            chunk=chunk,
             backend=self.head_backend,
         )
         return _spread(stats, places, rows, width)

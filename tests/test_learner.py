@@ -347,3 +347,12 @@ def test_when_every_completion_is_lost_there_is_no_update():
         poison(policy, completion)
     report = student.learn(groups, 1)
     assert report.updates == 0 and report.lost_completions == 4
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_where_the_policy_is_the_base_the_kl_penalty_is_exactly_nothing(masked):
+    """Not merely small: AdamW would turn a gradient of rounding errors into full steps."""
+    config = small_config(loss__kl_coef=0.1, loss__mask_truncated_completions=masked)
+    groups = scored_groups(load_policy(config), count=3, rewards=[[1, 1, 1, 1]] * 3)
+    report = Learner(load_policy(config), config).learn(groups, 1)
+    assert report.updates == 1 and report.grad_norm == 0.0
