@@ -36,7 +36,8 @@ class Report:
 
     @property
     def healthy(self) -> bool:
-        return self.kernels.ok or not self.metal
+        # A head that can't be taken apart needs no kernels.
+        return self.kernels.ok or not self.metal or self.head_problem is not None
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "healthy": self.healthy}

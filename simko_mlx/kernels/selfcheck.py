@@ -161,7 +161,8 @@ def _ask(shape: HeadShape) -> Verdict:
     except OSError as error:
         return Verdict(False, f"their check could not be started ({error})", final=False)
     if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
+        known = {s.value: s.name for s in signal.Signals}
+        name = known.get(-done.returncode, f"signal {-done.returncode}")
         return Verdict(False, f"their check crashed ({name})", final=name in FAULTS)
     try:
         answer = json.loads(done.stdout.strip().splitlines()[-1])
