@@ -42,6 +42,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from simko_mlx.advantages import group_advantages
 from simko_mlx.config import LossConfig, OptimConfig, PolicyConfig, to_dict
+from simko_mlx.forward import lay_out, outputs
 from simko_mlx.head_tap import HeadTap, find_head
 from simko_mlx.kernels import Head, chunk_tokens, head_statistics
 from simko_mlx.kernels.statistics import row_sum
@@ -103,17 +104,15 @@ def make_batch(model: Any, args: argparse.Namespace) -> TokenBatch:
         drawn.append(last)
     tokens = mx.concatenate(drawn, axis=1).astype(mx.int32)
     correct = np.arange(rows) % 3 == 0
-    before = mx.broadcast_to(prompt, (rows, args.prompt)).astype(mx.int32)
     batch = TokenBatch(
-        input_ids=mx.concatenate([before, tokens[:, :-1]], axis=1),
-        prompt_length=args.prompt,
+        prompts=(tuple(map(int, np.array(prompt[0]))),),
         tokens=tokens,
         loss_mask=mx.ones((rows, length)),
         advantages=mx.array(group_advantages([float(c) for c in correct])),
         correct=mx.array(correct),
         normalizer=float(rows * length),
     )
-    mx.eval(*batch[:1], *batch[2:6])
+    mx.eval(*batch[1:5])
     return batch
 
 
@@ -167,8 +166,7 @@ class Bench:
 
     def hidden(self) -> mx.array:
         """(N, D): what the head is given at the completions' tokens."""
-        hidden = self.tap.hidden(self.batch.input_ids)[:, self.batch.prompt_length - 1 :]
-        return hidden.reshape(-1, hidden.shape[-1])
+        return outputs(self.model, self.tap.hidden, lay_out(self.batch, "full"))
 
     def bare(self) -> Result:
         batch = self.batch

@@ -10,44 +10,80 @@ import numpy as np
 
 from simko_mlx.types import LENGTH, RolloutGroup, ScoredGroup, TokenBatch
 
+STEP = 32
+"""The smallest unit that lengths are padded to."""
 
-def pad(rows: Sequence[Sequence[float]], dtype: type = np.float32, value: float = 0) -> mx.array:
-    """Rows of different lengths -> (B, longest), right-padded."""
-    out = np.full((len(rows), max(map(len, rows))), value, dtype=dtype)
+
+def bucket(size: int) -> int:
+    """``size`` rounded up so that few different shapes occur: to a multiple of 32, and beyond 256
+    to a multiple of a quarter of the power of two below."""
+    step = max(STEP, (1 << max(0, (size - 1).bit_length() - 1)) // 4)
+    return -(-size // step) * step
+
+
+def pad(
+    rows: Sequence[Sequence[float]],
+    dtype: type = np.float32,
+    shape: tuple[int, int] | None = None,
+) -> mx.array:
+    """Rows of different lengths -> (B, longest), or ``shape``, right-padded with zeros."""
+    out = np.zeros(shape or (len(rows), max(map(len, rows))), dtype=dtype)
     for i, row in enumerate(rows):
         out[i, : len(row)] = row
     return mx.array(out)
 
 
 def token_batch(
-    scored: ScoredGroup, *, normalizer: float, mask_truncated: bool = False
+    parts: Sequence[ScoredGroup],
+    *,
+    normalizer: float,
+    mask_truncated: bool = False,
+    bucketed: bool = False,
 ) -> TokenBatch:
-    """The microbatch of one problem's group.
+    """The microbatch of these groups, or parts of groups.
 
-    ``mask_truncated`` takes completions that hit the length limit out of the loss; so are those
-    that could not be scored. Their tokens stay in ``normalizer``.
+    Each prompt gets as many rows as the largest part has; the rows of smaller ones are filled up
+    with empty ones. ``bucketed`` pads the tokens' length, too. See ``counts`` for what takes no
+    part in the loss; its tokens stay in ``normalizer``.
     """
-    batch = group_batch(scored.group)
-    keep = [
-        verdict.reward is not None and not (mask_truncated and completion.stop_reason == LENGTH)
-        for completion, verdict in zip(scored.group.completions, scored.verdicts, strict=True)
-    ]
-    return batch._replace(
-        loss_mask=batch.loss_mask * mx.array(np.array(keep, dtype=np.float32))[:, None],
-        advantages=mx.array(np.array(scored.advantages, dtype=np.float32)),
-        correct=mx.array(np.array([v.correct for v in scored.verdicts], dtype=bool)),
+    n = max(len(part.verdicts) for part in parts)
+    longest = max(len(c.token_ids) for part in parts for c in part.group.completions)
+    shape = (n * len(parts), bucket(longest) if bucketed else longest)
+    tokens = np.zeros(shape, dtype=np.int32)
+    mask = np.zeros(shape, dtype=np.float32)
+    advantages = np.zeros(shape[0], dtype=np.float32)
+    correct = np.zeros(shape[0], dtype=bool)
+    for p, part in enumerate(parts):
+        for i, (completion, verdict) in enumerate(
+            zip(part.group.completions, part.verdicts, strict=True)
+        ):
+            row, length = p * n + i, len(completion.token_ids)
+            tokens[row, :length] = completion.token_ids
+            mask[row, :length] = counts(part, i, mask_truncated)
+            advantages[row], correct[row] = part.advantages[i], verdict.correct
+    return TokenBatch(
+        prompts=tuple(part.group.prompt_ids for part in parts),
+        tokens=mx.array(tokens),
+        loss_mask=mx.array(mask),
+        advantages=mx.array(advantages),
+        correct=mx.array(correct),
         normalizer=normalizer,
     )
 
 
+def counts(scored: ScoredGroup, row: int, mask_truncated: bool) -> bool:
+    """Whether a completion takes part in the loss: one that could not be scored does not, nor,
+    with ``mask_truncated``, one that hit the length limit."""
+    truncated = scored.group.completions[row].stop_reason == LENGTH
+    return scored.verdicts[row].reward is not None and not (mask_truncated and truncated)
+
+
 def group_batch(group: RolloutGroup) -> TokenBatch:
     """A batch to measure a group with (log-probs, entropy): its advantages are zero."""
-    prompt, rows = list(group.prompt_ids), [c.token_ids for c in group.completions]
+    rows = [c.token_ids for c in group.completions]
     zeros = mx.zeros((len(rows),))
     return TokenBatch(
-        # Right padding needs no attention mask: a token never sees what follows it.
-        input_ids=pad([prompt + list(row[:-1]) for row in rows], np.int32),
-        prompt_length=len(prompt),
+        prompts=(group.prompt_ids,),
         tokens=pad(rows, np.int32),
         loss_mask=pad([[1.0] * len(row) for row in rows]),
         advantages=zeros,
@@ -77,6 +113,31 @@ def completion_tokens(groups: Sequence[ScoredGroup]) -> int:
     return sum(len(c.token_ids) for scored in groups for c in scored.group.completions)
 
 
-def has_signal(scored: ScoredGroup, batch: TokenBatch) -> bool:
-    """Whether any token of the group has a non-zero coefficient in the policy gradient."""
-    return any(scored.advantages) and bool((batch.loss_mask * batch.advantages[:, None]).any())
+def tokens_held(parts: Sequence[ScoredGroup]) -> int:
+    """Tokens that a microbatch of these parts holds activations of, padding included."""
+    rows = len(parts) * max(len(part.verdicts) for part in parts)
+    width = max(len(c.token_ids) for part in parts for c in part.group.completions)
+    prompt = max(len(part.group.prompt_ids) for part in parts)
+    return len(parts) * bucket(prompt) + rows * bucket(width)
+
+
+def pack(parts: Sequence[ScoredGroup], budget: int, alike: bool = False) -> list[list[ScoredGroup]]:
+    """Parts of groups put together into microbatches of at most ``budget`` tokens (a part that is
+    larger stands alone). Parts of similar length come together, so that little is padded.
+
+    ``alike`` only puts those together whose prompts have the same length.
+    """
+
+    def shape(part: ScoredGroup) -> tuple[int, int, int]:
+        width = max(len(c.token_ids) for c in part.group.completions)
+        return len(part.group.prompt_ids), len(part.verdicts), width
+
+    packed: list[list[ScoredGroup]] = []
+    for part in sorted(parts, key=shape):  # stable: equal ones stay in the step's order
+        last = packed[-1] if packed else []
+        fits = last and tokens_held([*last, part]) <= budget
+        if fits and (not alike or shape(last[0])[0] == shape(part)[0]):
+            last.append(part)
+        else:
+            packed.append([part])
+    return packed

@@ -112,9 +112,13 @@ class OptimConfig:
     minibatches: int = 1  # updates that a rollout batch is split into
     num_iterations: int = 1  # times that a rollout batch is gone through
     microbatch_size: int | None = execution(None)  # completions per forward pass; None: a group
+    # small groups share a forward pass up to so many tokens; None: 1,024, or where microbatch_size
+    # is set none do
+    microbatch_tokens: int | None = execution(None)
     head_chunk: int | None = execution(None)  # tokens at a time through the head; None: by memory
     # auto: Metal's kernels once they agreed with plain MLX; metal: without asking
     head_backend: Literal["auto", "portable", "metal", "reference"] = execution("auto")
+    compile: bool = execution(True)  # fuses operations of the training step, where that works
 
 
 @dataclass
@@ -144,6 +148,9 @@ class Config:
     model: str = "embedded"  # embedded | a folder | a Hugging Face Hub id
     seed: int = 0
     steps: int = execution(100)
+    # Layers compute their inside again for the gradient instead of keeping it: much less memory for
+    # a third more time.
+    grad_checkpoint: bool = execution(False)
     output_dir: str | None = execution(None)  # None: runs/<recipe>-<date>-<time>
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)

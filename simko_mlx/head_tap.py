@@ -64,7 +64,7 @@ class HeadTap:
         """What of it the Metal kernels must be checked for."""
         return HeadShape.of(self.head(), self.dtype)
 
-    def hidden(self, input_ids: mx.array) -> mx.array:
+    def hidden(self, input_ids: mx.array, cache: Any = None) -> mx.array:
         """(B, L) ids -> what the model gives its head, (B, L, D).
 
         Raises:
@@ -72,10 +72,12 @@ class HeadTap:
         """
         size = self.module.weight.shape[0]
         # Never evaluated, only of the right shape.
-        return self.run(input_ids, lambda h: mx.zeros((*h.shape[:-1], size), dtype=h.dtype))[0]
+        return self.run(input_ids, lambda h: mx.zeros((*h.shape[:-1], size), dtype=h.dtype), cache)[
+            0
+        ]
 
     def run(
-        self, input_ids: mx.array, answer: Callable[[mx.array], mx.array]
+        self, input_ids: mx.array, answer: Callable[[mx.array], mx.array], cache: Any = None
     ) -> tuple[mx.array, mx.array]:
         """(what the head was given, what the model made of ``answer`` to it)."""
         seen: list[mx.array] = []
@@ -85,7 +87,7 @@ class HeadTap:
             return answer(hidden)
 
         with self._replaced_by(stand_in):
-            out = self.model(input_ids)
+            out = self.model(input_ids) if cache is None else self.model(input_ids, cache=cache)
         if len(seen) != 1:
             raise LookupError(f"the model uses this head {len(seen)} times")
         return seen[0], out

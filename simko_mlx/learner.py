@@ -1,8 +1,8 @@
 """Scored groups -> new weights: the update of one step, with gradients summed over microbatches.
 
-A microbatch is one problem's group, or a part of it where memory is short. Groups whose
-coefficients are all zero need no forward pass and are skipped; their tokens stay in the
-normaliser, so that skipping changes nothing else.
+A microbatch is one problem's group, or a part of it where memory is short, or several where they
+are small. Groups whose coefficients are all zero need no forward pass and are skipped; their tokens
+stay in the normaliser, so that skipping changes nothing else.
 """
 
 from __future__ import annotations
@@ -15,25 +15,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import safetensors.numpy
 from mlx.utils import tree_map, tree_unflatten
 from mlx_lm.tuner.utils import build_schedule
 
-from simko_mlx.batching import (
-    completion_tokens,
-    has_signal,
-    pad,
-    select,
-    split_group,
-    token_batch,
-)
+from simko_mlx.batching import completion_tokens
 from simko_mlx.config import Config, OptimConfig
 from simko_mlx.losses import LOSSES, find_loss
-from simko_mlx.losses.common import without_lost_tokens
+from simko_mlx.microbatches import (
+    Microbatch,
+    Part,
+    assemble,
+    decoded,
+    describe,
+    lost_tokens,
+    measured,
+    packed,
+    parts_of,
+    without,
+)
 from simko_mlx.policy import Policy, named_arrays
+from simko_mlx.step import Step
 from simko_mlx.types import ScoredGroup, TokenBatch, UserError
 
 
@@ -71,48 +75,6 @@ def random_words(*key: Any) -> int:
 
 
 @dataclass
-class _Microbatch:
-    """Completions of one group that has something to teach, with the log-probs measured before
-    any update."""
-
-    scored: ScoredGroup
-    old: mx.array | None = None
-    ref: mx.array | None = None
-
-    def without(self, rows: set[int]) -> list[_Microbatch]:
-        """The microbatch without these completions, if any are left."""
-        kept = [row for row in range(len(self.scored.verdicts)) if row not in rows]
-        if not kept:
-            return []
-        some, index = select(self.scored, kept), mx.array(kept)
-        width = max(len(c.token_ids) for c in some.group.completions)
-        old, ref = (x if x is None else x[index, :width] for x in (self.old, self.ref))
-        return [_Microbatch(some, old, ref)]
-
-
-def _lost_tokens(batch: TokenBatch, logprobs: mx.array) -> list[tuple[int, int]]:
-    """The first token of each completion whose log-probs are not finite: (completion, token).
-
-    The loss leaves such tokens out, but the model's own backward pass would turn their zeros into
-    NaN again, so their completions have to go.
-    """
-    bad = ~np.isfinite(np.array(logprobs))
-    for measured in (batch.old_logprobs, batch.ref_logprobs):
-        if measured is not None:
-            bad |= ~np.isfinite(np.array(measured))
-    bad &= np.array(batch.loss_mask) > 0
-    return [(int(row), int(bad[row].argmax())) for row in np.flatnonzero(bad.any(axis=-1))]
-
-
-def _describe(scored: ScoredGroup, row: int, token: int) -> str:
-    problem = scored.group.problem.id
-    return (
-        f"a completion of problem {problem} has no finite log-probability at token {token + 1}; "
-        f"it was left out: {scored.group.completions[row].text[:40]!r}"
-    )
-
-
-@dataclass
 class Report:
     """Sums over the updates of one step."""
 
@@ -125,6 +87,7 @@ class Report:
     skipped_groups: int = 0
     skipped_updates: int = 0
     lost_completions: int = 0
+    microbatches: int = 0
     problems: list[str] = field(default_factory=list)
 
     def metrics(self) -> dict[str, float]:
@@ -137,6 +100,7 @@ class Report:
             "optim/skipped_groups": float(self.skipped_groups),
             "optim/skipped_updates": float(self.skipped_updates),
             "optim/lost_completions": float(self.lost_completions),
+            "optim/microbatches": float(self.microbatches),
         }
         out |= {f"loss/{name}": total / max(1.0, self.tokens) for name, total in self.sums.items()}
         return out
@@ -153,7 +117,9 @@ class Learner:
         self.may_skip = config.loss.name in LOSSES and config.loss.kl_coef == 0
         self.optimizer = make_optimizer(config.optim)
         self.optimizer.init(policy.model.trainable_parameters())
-        self._value_and_grad = nn.value_and_grad(policy.model, self._loss)
+        self.step = Step(policy, config, self.loss_fn)
+        problem = self.step.problem
+        self.notes = [f"The training step is not compiled ({problem})."] if problem else []
 
     def learn(
         self,
@@ -170,8 +136,9 @@ class Learner:
         # LoRA's dropout draws from MLX's global generator.
         mx.random.seed(random_words(self.config.seed, "dropout", step))
         updates = optim_config.minibatches * optim_config.num_iterations
-        batches = [self._prepare(scored, measure_old=updates > 1) for scored in groups]
-        report.skipped_groups = sum(not b for b in batches)
+        parts = [parts_of(scored, self.config, may_skip=self.may_skip) for scored in groups]
+        parts = self._measure(parts, measure_old=updates > 1)
+        report.skipped_groups = sum(not p for p in parts)
         self.policy.model.train()
         total = updates * max(1, len(groups) // optim_config.minibatches)
         done = 0
@@ -179,10 +146,10 @@ class Learner:
             order = list(range(len(groups)))
             if updates > 1:
                 random.Random(random_words(self.config.seed, step, iteration)).shuffle(order)
-            for part in np.array_split(order, optim_config.minibatches):
-                indices = [int(i) for i in part]
+            for some in np.array_split(order, optim_config.minibatches):
+                indices = [int(i) for i in some]
                 normalizer = completion_tokens([groups[i] for i in indices])
-                chosen = [b for i in indices for b in batches[i]]
+                chosen = self._packed([part for i in indices for part in parts[i]])
                 gradient = self._gradient(chosen, float(normalizer), report)
                 done += len(indices)
                 progress(min(done, total), total)
@@ -192,41 +159,32 @@ class Learner:
         self.policy.model.eval()
         return report
 
-    def _loss(self, _model: nn.Module, batch: TokenBatch) -> tuple[mx.array, Any, mx.array]:
-        stats = self.policy.statistics(
-            batch,
-            simko_k=self.config.loss.simko_k,
-            temperature=self.config.rollout.temperature,
-        )
-        output = self.loss_fn(stats, without_lost_tokens(stats, batch), self.config.loss)
-        return output.loss, output.metrics, mx.stop_gradient(stats.logprobs)
+    def _packed(self, parts: Sequence[Part]) -> list[Microbatch]:
+        return packed(parts, self.config, alike=self.policy.way in ("single", "exact"))
 
-    def _batch(self, scored: ScoredGroup, normalizer: float) -> TokenBatch:
-        mask = self.config.loss.mask_truncated_completions
-        return token_batch(scored, normalizer=normalizer, mask_truncated=mask)
+    def _measure(self, parts: list[list[Part]], measure_old: bool) -> list[list[Part]]:
+        """The parts with the log-probs that the loss needs from before any update."""
+        if not measure_old and not self.config.loss.kl_coef:
+            return parts
+        place = {id(part.scored): i for i, some in enumerate(parts) for part in some}
+        found: list[list[Part]] = [[] for _ in parts]
+        for microbatch in self._packed([part for some in parts for part in some]):
+            if measure_old:
+                # By the training function, without dropout: those of the policy that sampled, but
+                # for the last digits, in which the decoder differs.
+                microbatch = measured(microbatch, self._logprobs(microbatch), "old")
+            if self.config.loss.kl_coef:
+                with self.policy.reference():
+                    microbatch = measured(microbatch, self._logprobs(microbatch), "ref")
+            for part in microbatch:
+                found[place[id(part.scored)]].append(part)
+        return found
 
-    def _prepare(self, scored: ScoredGroup, *, measure_old: bool) -> list[_Microbatch]:
-        if self.may_skip and not has_signal(scored, self._batch(scored, 1.0)):
-            return []
-        size = self.config.optim.microbatch_size or len(scored.verdicts)
-        return [self._measure(part, measure_old) for part in split_group(scored, size)]
-
-    def _measure(self, scored: ScoredGroup, measure_old: bool) -> _Microbatch:
-        prepared = _Microbatch(scored)
-        if measure_old:
-            # By the training function, without dropout: those of the policy that sampled, but
-            # for the last digits, in which the decoder differs.
-            prepared.old = self._logprobs(scored)
-        if self.config.loss.kl_coef:
-            with self.policy.reference():
-                prepared.ref = self._logprobs(scored)
-        return prepared
-
-    def _logprobs(self, scored: ScoredGroup) -> mx.array:
+    def _logprobs(self, microbatch: Microbatch) -> mx.array:
         # The same tokens and candidates as in the loss, so that the same sums are formed: where the
         # policy is still the base, the KL penalty is exactly 0, and Adam gets no noise to amplify.
         stats = self.policy.statistics(
-            self._batch(scored, 1.0),
+            assemble(microbatch, self.config, normalizer=1.0, bucketed=self.step.compiles),
             simko_k=self.config.loss.simko_k,
             temperature=self.config.rollout.temperature,
             gradient=False,
@@ -235,28 +193,30 @@ class Learner:
         return stats.logprobs
 
     def _gradient(
-        self, microbatches: Sequence[_Microbatch], normalizer: float, report: Report
+        self, microbatches: Sequence[Microbatch], normalizer: float, report: Report
     ) -> Any | None:
         """Gradient of the mean over ``normalizer`` tokens; None where nothing has a signal."""
         gradient: Any | None = None
         loss_sum = 0.0
         waiting = list(microbatches)
         while waiting:
-            prepared = waiting.pop(0)
-            batch = self._batch(prepared.scored, normalizer)
-            batch = batch._replace(old_logprobs=prepared.old, ref_logprobs=prepared.ref)
-            (loss, metrics, logprobs), grads = self._value_and_grad(self.policy.model, batch)
+            microbatch = waiting.pop(0)
+            batch = assemble(
+                microbatch, self.config, normalizer=normalizer, bucketed=self.step.compiles
+            )
+            (loss, metrics, logprobs), grads = self.step(batch)
             mx.eval(loss, metrics, logprobs, grads)
-            lost = _lost_tokens(batch, logprobs)
+            lost = lost_tokens(batch, logprobs)
             if lost:
-                report.problems += [_describe(prepared.scored, *place) for place in lost]
+                report.problems += [describe(microbatch, batch, *place) for place in lost]
                 report.lost_completions += len(lost)
-                waiting[:0] = prepared.without({row for row, _ in lost})
+                rest = without(microbatch, batch, {row for row, _ in lost})
+                waiting[:0] = [rest] if rest else []
                 continue
             gradient = grads if gradient is None else tree_map(mx.add, gradient, grads)
             mx.eval(gradient)  # one microbatch in memory at a time
             loss_sum += float(loss)
-            self._record(prepared, batch, metrics, logprobs, report)
+            self._record(microbatch, batch, metrics, logprobs, report)
         if gradient is not None and not math.isfinite(loss_sum):
             report.skipped_updates += 1
             report.problems.append(f"the loss is {loss_sum}; that update was skipped")
@@ -266,7 +226,7 @@ class Learner:
 
     def _record(
         self,
-        prepared: _Microbatch,
+        microbatch: Microbatch,
         batch: TokenBatch,
         metrics: dict[str, mx.array],
         logprobs: mx.array,
@@ -275,15 +235,15 @@ class Learner:
         for name, value in metrics.items():
             report.sums[name] = report.sums.get(name, 0.0) + float(value)
         report.tokens += float(batch.loss_mask.sum())
+        report.microbatches += 1
         # The weights must still be those that sampled, and dropout off, as it was then.
-        before = prepared.old
+        before = batch.old_logprobs
         if before is None and not self.config.policy.lora_parameters.dropout:
             before = logprobs
         if report.updates == 0 and before is not None:
-            completions = prepared.scored.group.completions
-            decoded = pad([c.logprobs for c in completions])
-            gap = mx.where(batch.loss_mask > 0, mx.abs(before - decoded), 0.0)
-            gap = float(gap.max())
+            gap = float(
+                mx.where(batch.loss_mask > 0, mx.abs(before - decoded(microbatch, batch)), 0).max()
+            )
             report.decode_gap = float(np.maximum(report.decode_gap, gap))  # keeps a NaN
 
     def _apply(self, gradient: Any, report: Report) -> None:

@@ -9,24 +9,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-import safetensors
 import safetensors.numpy
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
-from mlx_lm.utils import (
-    DEFAULT_ALLOW_PATTERNS,
-    get_total_parameters,
-    load_model,
-    load_tokenizer,
-)
+from mlx_lm.utils import get_total_parameters
 
+from simko_mlx import selftest
 from simko_mlx.config import Config, to_dict
+from simko_mlx.forward import Layout, Way, lay_out, outputs
 from simko_mlx.head_tap import HeadTap, find_head
 from simko_mlx.kernels import (
     HeadStatistics,
@@ -35,10 +32,15 @@ from simko_mlx.kernels import (
     logit_statistics,
     selfcheck,
 )
+from simko_mlx.model_files import (
+    check_safetensors,
+    context_length,
+    find_model,
+    load_files,
+)
 from simko_mlx.prompts import PromptEncoder, stop_tokens
+from simko_mlx.recompute import checkpointed_layers
 from simko_mlx.types import TokenBatch, UserError, require
-
-EMBEDDED = Path(__file__).parent / "assets" / "countdown_tiny"
 
 
 class Policy:
@@ -51,13 +53,14 @@ class Policy:
         self.config = config
         self.prompts = PromptEncoder(tokenizer, config.prompt)
         self.stop_tokens = stop_tokens(tokenizer, path)
-        self.context = _context_length(path)
+        self.context = context_length(path)
         self.adapter_config: dict[str, Any] = {}
         self.notes: list[str] = []
         self.ragged: bool | None = None  # see rollout.can_decode_ragged
         self.tap: HeadTap | None = None  # see tap_head; without one, logits are held in full
         self.head_problem: str | None = None
         self.head_backend = "reference"
+        self.way: Way = "full"  # see forward.py; found by the self-tests
 
     @property
     def max_prompt_length(self) -> int | None:
@@ -71,6 +74,21 @@ class Policy:
     @property
     def parameters(self) -> int:
         return int(get_total_parameters(self.model))
+
+    @property
+    def vocabulary(self) -> int:
+        """Logits of the model."""
+        return self._logits.shape[-1]
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """Of the model's logits, before anything is made float32."""
+        return self._logits.dtype
+
+    @cached_property
+    def _logits(self) -> mx.array:
+        # Never evaluated: only its shape and type are looked at.
+        return self.model(mx.zeros((1, 1), dtype=mx.int32))
 
     @property
     def trainable(self) -> int:
@@ -102,6 +120,13 @@ class Policy:
             if not kernels.ok and selfcheck.has_metal():
                 self.notes.append(selfcheck.off_message(kernels))
 
+    def share_prompts(self) -> None:
+        """Finds out how far completions may share their prompt's forward pass."""
+        choice = selftest.choose_way(self)
+        self.way = choice.way
+        note = choice.note()
+        self.notes += [note] if note else []
+
     def statistics(
         self, batch: TokenBatch, *, simko_k: int, temperature: float, gradient: bool = True
     ) -> HeadStatistics:
@@ -110,15 +135,21 @@ class Policy:
         Where ``loss_mask`` is 0 nothing is computed and everything is 0. ``gradient`` False is for
         measuring, and cheaper.
         """
-        rows, width = batch.tokens.shape
-        places = mx.array(np.flatnonzero(np.array(batch.loss_mask)).astype(np.int32))
-        tokens = batch.tokens.reshape(-1)[places]
+        layout = lay_out(batch, self.way)
+        with checkpointed_layers(self.model, self.config.grad_checkpoint and gradient):
+            return self.statistics_at(
+                layout, simko_k=simko_k, temperature=temperature, gradient=gradient
+            )
+
+    def statistics_at(
+        self, layout: Layout, *, simko_k: int, temperature: float, gradient: bool = True
+    ) -> HeadStatistics:
+        """The same of a batch that is laid out already; looks at no value of its arrays."""
+        targets = layout.arrays["targets"]
         if self.tap is None:
-            logits = self.model(batch.input_ids)[:, batch.prompt_length - 1 :]
-            logits = logits.reshape(rows * width, -1)[places]
-            stats = logit_statistics(logits, tokens, simko_k=simko_k, temperature=temperature)
-            return _spread(stats, places, rows, width)
-        hidden = self.tap.hidden(batch.input_ids)[:, batch.prompt_length - 1 :]
+            logits = outputs(self.model, self.model, layout)
+            stats = logit_statistics(logits, targets, simko_k=simko_k, temperature=temperature)
+            return _spread(stats, layout)
         head = self.tap.head()
         training = "recompute" if self.tap.trains else "tail"
         # The same chunks with and without a gradient, for the same digits.
@@ -126,8 +157,8 @@ class Policy:
             head.vocabulary, mode=training, metal=self.head_backend == "metal"
         )
         stats = head_statistics(
-            hidden.reshape(rows * width, -1)[places],
-            tokens,
+            outputs(self.model, self.tap.hidden, layout),
+            targets,
             head,
             simko_k=simko_k,
             temperature=temperature,
@@ -135,7 +166,7 @@ class Policy:
             chunk=chunk,
             backend=self.head_backend,
         )
-        return _spread(stats, places, rows, width)
+        return _spread(stats, layout)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -162,15 +193,12 @@ class Policy:
         return {"adapters.safetensors": weights, "adapter_config.json": text.encode() + b"\n"}
 
 
-def _spread(stats: HeadStatistics, places: mx.array, rows: int, width: int) -> HeadStatistics:
-    """Statistics of the tokens at these places -> (rows, width), 0 elsewhere."""
-    if places.size == rows * width:
-        return stats.reshape(rows, width)
+def _spread(stats: HeadStatistics, layout: Layout) -> HeadStatistics:
+    """Statistics of the tokens with a loss -> (R, T), 0 elsewhere."""
     # Gathered, not scattered: that works for every type. The row after the last is for padding.
-    index = mx.full((rows * width,), places.size, dtype=mx.int32)
-    index[places] = mx.arange(places.size, dtype=mx.int32)
+    index = layout.arrays["back"]
     padded = (mx.concatenate([x, mx.zeros((1, *x.shape[1:]), dtype=x.dtype)]) for x in stats)
-    return HeadStatistics(*(x[index] for x in padded)).reshape(rows, width)
+    return HeadStatistics(*(x[index] for x in padded)).reshape(layout.rows, layout.width)
 
 
 def named_arrays(tree: Any) -> dict[str, mx.array]:
@@ -189,7 +217,7 @@ def load_policy(config: Config, *, adapter: Path | None = None) -> Policy:
         UserError: one sentence that names the path or key and the fix.
     """
     path = find_model(config.model)
-    model, tokenizer = _load(path, config.model)
+    model, tokenizer = load_files(path, config.model)
     policy = Policy(model, tokenizer, path, config)
     if adapter is None and config.policy.adapter_path is not None:
         adapter = Path(config.policy.adapter_path).expanduser()
@@ -213,100 +241,18 @@ def load_policy(config: Config, *, adapter: Path | None = None) -> Policy:
         "Nothing would train: policy.lora_parameters.keys matches no layer of this model.",
     )
     policy.tap_head()
+    policy.share_prompts()
     return policy
 
 
 def load_base(config: Config) -> Policy:
     """The base model alone, to evaluate."""
     path = find_model(config.model)
-    model, tokenizer = _load(path, config.model)
+    model, tokenizer = load_files(path, config.model)
     policy = Policy(model, tokenizer, path, config)
     model.eval()
     policy.tap_head()
     return policy
-
-
-def find_model(name: str) -> Path:
-    """The local folder of a model, downloaded from the Hub if need be.
-
-    Raises:
-        UserError: the folder is no model, or the Hub has none of that name or can't be reached.
-    """
-    if name == "embedded":
-        return EMBEDDED
-    path = Path(name).expanduser()
-    if not path.exists():
-        looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
-        require(not looks_local, f"model is {name!r}: there is no such folder.")
-        path = _from_hub(name)
-    require(path.is_dir(), f"model is {name!r}: it must be a folder, as mlx_lm.convert makes it.")
-    require((path / "config.json").is_file(), f"model is {name!r}: that folder has no config.json.")
-    weights = sorted(path.glob("model*.safetensors"))
-    require(bool(weights), f"model is {name!r}: that folder has no model*.safetensors.")
-    for file in weights:
-        check_safetensors(file)
-    tokenizers = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-    has_tokenizer = any((path / t).is_file() for t in tokenizers) or any(path.glob("*.tiktoken"))
-    require(has_tokenizer, f"model is {name!r}: that folder has no tokenizer.json.")
-    return path
-
-
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import errors, snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=DEFAULT_ALLOW_PATTERNS))
-    except errors.GatedRepoError as error:
-        raise UserError(
-            f"model {name} is gated: accept its licence on the Hub, then run `hf auth login`."
-        ) from error
-    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise UserError(
-            f"model is {name!r}: there is neither such a folder nor such a model on the Hub "
-            "(a private one needs `hf auth login`)."
-        ) from error
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"model {name} is not on this machine and the Hub can't be reached: check the network, "
-            "or give the path of a downloaded model."
-        ) from error
-
-
-def check_safetensors(path: Path) -> None:
-    """Refuses a malformed file; MLX would load some of them, with wrong values.
-
-    Raises:
-        UserError: the file can't be read whole.
-    """
-    try:
-        with safetensors.safe_open(path, framework="np"):
-            pass
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}): download or convert the model again."
-        ) from error
-
-
-def _load(path: Path, name: str) -> tuple[nn.Module, Any]:
-    from huggingface_hub.errors import StrictDataclassError
-
-    usual = (ValueError, KeyError, TypeError, OSError, AttributeError, RuntimeError)
-    try:
-        model, config = load_model(path)
-        return model, load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
-    except (*usual, StrictDataclassError) as error:
-        # mlx-lm and transformers let through whatever a model's files make them raise.
-        text = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"mlx-lm can't load the model {name}: {text}.") from error
-
-
-def _context_length(path: Path) -> int | None:
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    for section in (config, config.get("text_config") or {}):
-        for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
-            if isinstance(section.get(key), int):
-                return section[key]
-    return None
 
 
 def _is_quantized(model: nn.Module) -> bool:

@@ -120,7 +120,8 @@ class _Run:
         self.run_dir = run_dir
         self.policy = policy
         self.pool = pool
-        self.notes = [*dataset.notes, *policy.notes]
+        learner = Learner(policy, config)
+        self.notes = [*dataset.notes, *policy.notes, *learner.notes]
         self.train_prompts = self._encode(dataset.train, "training")
         heldout = dataset.heldout[: max(config.eval.problems, config.eval.every_problems)]
         self.eval_prompts = self._encode(heldout, "held-out") if heldout else []
@@ -129,7 +130,7 @@ class _Run:
             f"Only {len(self.train_prompts)} prompts fit into the context, fewer than "
             "rollout.problems_per_step: lower it or rollout.max_completion_length.",
         )
-        self.state = TrainState(policy, Learner(policy, config))
+        self.state = TrainState(policy, learner)
         ids = [(problem.id, problem.answer, ids) for problem, ids in self.train_prompts]
         self.fingerprint = f"{random_words(ids):016x}"
         stops = [repr(text) for text in policy.stop_tokens.values()]

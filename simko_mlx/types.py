@@ -76,22 +76,21 @@ class ScoredGroup:
 
 
 class TokenBatch(NamedTuple):
-    """One microbatch: the B completions of one problem, right-padded to T tokens.
+    """One microbatch: completions of P problems, right-padded to T tokens.
 
-    ``input_ids`` (B, P + T - 1) int32, prompt then completion without its last token, so that the
-    outputs at P - 1 and after predict ``tokens`` (B, T) int32; ``prompt_length`` is P;
-    ``loss_mask`` (B, T) float32; ``advantages`` (B,) float32; ``correct`` (B,) bool;
-    ``normalizer`` the number of completion tokens of the whole update, over all of its
-    microbatches; ``old_logprobs`` and ``ref_logprobs`` (B, T) float32, or None.
+    ``prompts`` are the P prompts' token ids; the R = P x n rows that follow are n for each prompt,
+    in the prompts' order. ``tokens`` (R, T) int32; ``loss_mask`` (R, T) float32, 0 at padding and
+    in rows that only fill up; ``advantages`` (R,) float32; ``correct`` (R,) bool; ``normalizer``
+    the number of completion tokens of the whole update, over all of its microbatches;
+    ``old_logprobs`` and ``ref_logprobs`` (R, T) float32, or None.
     """
 
-    input_ids: mx.array
-    prompt_length: int
+    prompts: tuple[tuple[int, ...], ...]
     tokens: mx.array
     loss_mask: mx.array
     advantages: mx.array
     correct: mx.array
-    normalizer: float
+    normalizer: Any  # a float, or a scalar array where the step is compiled
     old_logprobs: mx.array | None = None
     ref_logprobs: mx.array | None = None
 

@@ -14,7 +14,8 @@ from mlx_lm.utils import _get_classes, load_model
 from simko_mlx.config import Config
 from simko_mlx.head_tap import HeadTap, find_head
 from simko_mlx.kernels import HeadStatistics
-from simko_mlx.policy import EMBEDDED, load_policy
+from simko_mlx.model_files import EMBEDDED
+from simko_mlx.policy import load_policy
 from simko_mlx.types import TokenBatch, UserError
 from tests.models import COMMON, make_model
 from tests.runs import small_config
@@ -214,8 +215,7 @@ def batch_of(rows: int = 3, width: int = 7, prompt: int = 4, vocabulary: int = 1
     mask[1, 4:] = 0
     mask[2] = 0
     return TokenBatch(
-        input_ids=mx.array(ids[:, :-1].astype(np.int32)),
-        prompt_length=prompt,
+        prompts=(tuple(map(int, ids[0, :prompt])),),
         tokens=mx.array(ids[:, prompt:].astype(np.int32)),
         loss_mask=mx.array(mask),
         advantages=mx.ones((rows,)),

@@ -18,7 +18,8 @@ LAYERS = [
     {"types", "config", "config_sources", "imports", ""},
     {"kernels", "advantages", "advice", "interrupts", "metrics"},
     {"losses", "batching", "data", "verifiers", "assets", "prompts"},
-    {"policy", "head_tap", "rollout", "checkpoint", "export", "learner", "loggers", "rundir"},
+    {"checkpoint", "export", "head_tap", "loggers", "model_files", "prefix", "recompute", "rundir"},
+    {"forward", "learner", "microbatches", "policy", "rollout", "selftest", "step"},
     {"trainer", "evaluate", "run_evaluations", "doctor"},
     {"cli"},
 ]

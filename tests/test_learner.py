@@ -8,10 +8,11 @@ import pytest
 
 from simko_mlx import checkpoint, learner
 from simko_mlx.advantages import group_advantages
-from simko_mlx.batching import completion_tokens
+from simko_mlx.batching import completion_tokens, select
 from simko_mlx.config import LossConfig
 from simko_mlx.learner import Learner, make_optimizer
 from simko_mlx.losses import find_loss
+from simko_mlx.microbatches import Part, parts_of
 from simko_mlx.policy import load_policy
 from simko_mlx.rollout import Sampling, rollout
 from simko_mlx.trainer import train
@@ -41,7 +42,8 @@ def gradient_of(config, groups):
     """The accumulated gradient of the learner over microbatches."""
     policy = load_policy(config)
     student = Learner(policy, config)
-    batches = [b for g in groups for b in student._prepare(g, measure_old=False)]
+    parts = [p for g in groups for p in parts_of(g, config, may_skip=student.may_skip)]
+    batches = student._packed(parts)
     report = learner.Report()
     gradient = student._gradient(batches, float(completion_tokens(groups)), report)
     return policy, dict(mlx_flatten(gradient)), report
@@ -194,16 +196,21 @@ def test_truncated_and_unscorable_completions_are_masked_but_counted():
     )
     verdicts = (*scored.verdicts[:3], Verdict(None, False))
     changed = ScoredGroup(group, verdicts, scored.advantages)
-    batch = token_batch(changed, normalizer=7.0, mask_truncated=True)
+    batch = token_batch([changed], normalizer=7.0, mask_truncated=True)
     lengths = [len(c.token_ids) for c in completions]
     assert batch.loss_mask.sum(axis=1).tolist() == [0, lengths[1], lengths[2], 0]
     assert batch.normalizer == 7.0 and completion_tokens([changed]) == sum(lengths)
-    kept = token_batch(changed, normalizer=7.0)
+    kept = token_batch([changed], normalizer=7.0)
     assert kept.loss_mask.sum(axis=1).tolist() == [*lengths[:3], 0]
 
 
 def test_several_updates_use_the_log_probs_from_before_the_first():
-    config = small_config(optim__num_iterations=3, optim__learning_rate=0.02)
+    config = small_config(
+        optim__num_iterations=3,
+        optim__learning_rate=0.02,
+        optim__compile=False,
+        optim__microbatch_tokens=0,
+    )
     policy = load_policy(config)
     groups = scored_groups(policy)
     ratios = []
@@ -215,7 +222,7 @@ def test_several_updates_use_the_log_probs_from_before_the_first():
         return out
 
     student = Learner(load_policy(config), config)
-    student.loss_fn = spying
+    student.step.loss_fn = spying
     report = student.learn(groups, 1)
     assert report.updates == 3
     signal = len(ratios) // 3
@@ -244,7 +251,13 @@ def test_a_non_finite_update_is_skipped_and_said(broken, monkeypatch, tmp_path):
         return out._replace(loss=out.loss + mx.sqrt(mx.abs(zero)))
 
     monkeypatch.setattr("simko_mlx.learner.find_loss", lambda name: poisoned)
-    config = small_config(steps=2, eval__before=False, eval__after=False)
+    config = small_config(
+        steps=2,
+        eval__before=False,
+        eval__after=False,
+        optim__compile=False,
+        optim__microbatch_tokens=0,
+    )
     recorder = Recorder()
     train(config, tmp_path / "run", recorder)
     first, second = metrics(tmp_path / "run")
@@ -299,8 +312,8 @@ def poison(policy, completion):
     last = list(completion.token_ids[:-1])
     original = policy.tap.hidden
 
-    def hidden(ids):
-        out = original(ids)
+    def hidden(ids, cache=None):
+        out = original(ids, cache)
         rows = ids.tolist()
         bad = [any(row[i : i + len(last)] == last for i in range(len(row))) for row in rows]
         # A factor, so that 0 x NaN is in that row's gradient, as it would be in a real model's.
@@ -312,7 +325,9 @@ def poison(policy, completion):
 @pytest.mark.parametrize("updates", [1, 2])
 def test_a_completion_whose_logits_are_lost_is_left_out_and_said(updates):
     """The update is that of all others, whose NaN-free gradient must not notice."""
-    config = small_config(optim__num_iterations=updates, optim__max_grad_norm=None)
+    config = small_config(
+        optim__num_iterations=updates, optim__max_grad_norm=None, optim__compile=False
+    )
     mixed = [[1, 0, 0, 1], [0, 1, 0, 0]]
     groups = scored_groups(load_policy(config), count=2, rewards=mixed)
     lost = groups[0].group.completions[2]
@@ -331,15 +346,15 @@ def test_a_completion_whose_logits_are_lost_is_left_out_and_said(updates):
 
     well = Learner(load_policy(config), config)
     kept = [i for i, c in enumerate(groups[0].group.completions) if c.token_ids != lost.token_ids]
-    parts = [learner._Microbatch(learner.select(groups[0], kept)), learner._Microbatch(groups[1])]
-    wanted = well._gradient(parts, float(completion_tokens(groups)), learner.Report())
+    parts = [Part(select(groups[0], kept)), Part(groups[1])]
+    wanted = well._gradient([parts], float(completion_tokens(groups)), learner.Report())
     for name, value in mlx_flatten(wanted):
         scale = mx.abs(value).max().item()
         assert mx.abs(seen[0][name] - value).max().item() <= 1e-5 * scale + 1e-9, name
 
 
 def test_when_every_completion_is_lost_there_is_no_update():
-    config = small_config()
+    config = small_config(optim__compile=False)
     policy = load_policy(config)
     groups = scored_groups(policy, count=1, rewards=[[1, 0, 0, 1]])
     student = Learner(policy, config)

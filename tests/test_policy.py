@@ -11,7 +11,8 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 
 from simko_mlx.config import Config
-from simko_mlx.policy import find_model, load_base, load_policy
+from simko_mlx.model_files import find_model
+from simko_mlx.policy import load_base, load_policy
 from simko_mlx.types import UserError
 from tests.models import make_model
 

@@ -11,7 +11,7 @@ import pytest
 
 from simko_mlx import checkpoint
 from simko_mlx.config_sources import from_run
-from simko_mlx.policy import EMBEDDED
+from simko_mlx.model_files import EMBEDDED
 from simko_mlx.trainer import train
 from simko_mlx.types import UserError
 from tests.runs import Recorder, metrics, run, small_config

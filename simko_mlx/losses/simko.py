@@ -130,8 +130,7 @@ def simko_loss(
     stats = logit_statistics(flat, tokens.reshape(-1), simko_k=simko_k, temperature=temperature)
     mask = (mask > 0).astype(mx.float32)
     batch = TokenBatch(
-        input_ids=tokens,
-        prompt_length=1,
+        prompts=((0,),),
         tokens=tokens,
         loss_mask=mask,
         advantages=advantages.astype(mx.float32),

@@ -21,8 +21,7 @@ def test_kl_is_the_k3_estimate_of_the_reference(loss):
     ref = chosen + rng.normal(size=(2, 3)) * 0.5
     mask = np.array([[1.0, 1, 1], [1, 1, 0]])
     batch = TokenBatch(
-        input_ids=mx.array(tokens.reshape(2, 3)),
-        prompt_length=1,
+        prompts=((0,),),
         tokens=mx.array(tokens.reshape(2, 3)),
         loss_mask=mx.array(mask, dtype=mx.float32),
         advantages=mx.zeros((2,)),

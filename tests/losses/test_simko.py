@@ -173,8 +173,7 @@ def test_several_updates_follow_the_oracle():
 def statistics_and_batch(seed: int):
     logits, tokens, mask, advantages, correct, old = make_case(seed)
     batch = TokenBatch(
-        input_ids=mx.array(tokens),
-        prompt_length=1,
+        prompts=((0,),),
         tokens=mx.array(tokens),
         loss_mask=mx.array(mask),
         advantages=mx.array(advantages),

@@ -36,8 +36,7 @@ def test_simko_is_the_authors_through_the_head(request, path, name, way):
         clip_high=float(case["clip"]),
     )
     batch = TokenBatch(
-        input_ids=mx.array(case["tokens"].astype(np.int32)),
-        prompt_length=1,
+        prompts=((0,),),
         tokens=mx.array(case["tokens"].astype(np.int32)),
         loss_mask=mx.array(case["mask"].astype(np.float32)),
         advantages=mx.array(case["advantages"].astype(np.float32)),

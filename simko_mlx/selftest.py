@@ -1,0 +1,133 @@
+"""What is tried on the actual model when it is loaded: shortcuts must give what the long way gives.
+
+A few dozen tokens, whatever the model's size. A shortcut that fails is not taken, and the reason is
+told; nothing else changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from simko_mlx.forward import WAYS, Way, lay_out
+from simko_mlx.recompute import checkpointed_layers
+from simko_mlx.types import TokenBatch
+
+if TYPE_CHECKING:
+    from simko_mlx.policy import Policy
+
+TOLERANCE = {mx.float32: 1e-3}
+HALF_TOLERANCE = 0.1  # float16 and bfloat16; what the known mistakes lose is 97 %
+PROMPTS, PER_PROMPT, WIDTH = (9, 5), 2, 6
+FAILURES = (
+    *(LookupError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError),
+    NotImplementedError,
+)
+"""What models raise when they are given a cache, mask or position that they don't expect."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """``way`` is the fastest that is exact; ``reasons`` say what is wrong with the faster ones."""
+
+    way: Way
+    reasons: dict[str, str]
+
+    def note(self) -> str | None:
+        """One sentence for the user; None where nothing is lost."""
+        if self.way == "packed":
+            return None
+        slower = {
+            "single": "each problem is trained on by itself",
+            "exact": "each prompt length is trained on by itself",
+            "full": "each completion is trained on with its whole prompt, which is slower and "
+            "takes more memory",
+        }[self.way]
+        first = "packed" if self.way != "full" else "exact"
+        return f"Completions can't share prompts freely in this model ({self.reasons[first]}): " + (
+            f"{slower}."
+        )
+
+
+def choose_way(policy: Policy) -> Choice:
+    """Finds the fastest exact way to train on shared prompts (see ``forward``), by comparing
+    gradients with those of full rows. Leaves the policy's way as it found it."""
+    reasons: dict[str, str] = {}
+    before = policy.way
+    try:
+        full = _gradient(policy, "full", packed=True)
+        for way in WAYS[:-1]:
+            try:
+                wanted = full if way == "packed" else _gradient(policy, "full", packed=False)
+                problem = difference(policy, _gradient(policy, way, way == "packed"), wanted)
+            except FAILURES as error:
+                problem = " ".join(str(error).split())[:120] or type(error).__name__
+            if problem is None:
+                return Choice(way, reasons)
+            reasons[way] = problem
+        return Choice("full", reasons)
+    finally:
+        policy.way = before
+
+
+def _gradient(policy: Policy, way: Way, packed: bool) -> dict[str, mx.array]:
+    policy.way = way
+    batch, weights = tiny_batch(policy, packed)
+
+    # Padded where the way pads, which needs positions that are arrays.
+    layout = lay_out(batch, way, bucketed=way in ("packed", "single"))
+
+    def loss(_: nn.Module) -> mx.array:
+        with checkpointed_layers(policy.model, policy.config.grad_checkpoint):
+            stats = policy.statistics_at(layout, simko_k=1, temperature=1.0)
+        return (weights * stats.logprobs).sum()
+
+    _, gradient = nn.value_and_grad(policy.model, loss)(policy.model)
+    flat = dict(tree_flatten(gradient))
+    mx.eval(flat)
+    return flat
+
+
+def tiny_batch(policy: Policy, packed: bool) -> tuple[TokenBatch, mx.array]:
+    """Two prompts (one, unless ``packed``) with two completions each, and weights of their
+    tokens."""
+    rng = np.random.default_rng(0)
+    vocabulary = policy.vocabulary
+    lengths = PROMPTS if packed else PROMPTS[:1]
+    rows = PER_PROMPT * len(lengths)
+
+    def draw(*shape: int) -> np.ndarray:
+        return rng.integers(0, vocabulary, size=shape)
+
+    mask = np.ones((rows, WIDTH), dtype=np.float32)
+    mask[::2, -2:] = 0.0
+    batch = TokenBatch(
+        prompts=tuple(tuple(map(int, draw(length))) for length in lengths),
+        tokens=mx.array(draw(rows, WIDTH).astype(np.int32)),
+        loss_mask=mx.array(mask),
+        advantages=mx.array(np.resize([1.0, -0.7], rows).astype(np.float32)),
+        correct=mx.arange(rows) % 2 == 0,
+        normalizer=1.0,
+    )
+    return batch, mx.array(rng.normal(size=(rows, WIDTH)).astype(np.float32) * mask)
+
+
+def difference(policy: Policy, found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+    """What is wrong with a gradient (name -> array), or None."""
+    names = sorted(wanted)
+
+    def norm(parts: Iterable[mx.array]) -> float:
+        squares = [mx.square(part.astype(mx.float32)).sum() for part in parts]
+        return float(mx.sqrt(mx.stack(squares).sum()))
+
+    size = norm(wanted[name] for name in names)
+    error = norm(found[name] - wanted[name] for name in names) / max(size, 1e-30)
+    if error <= TOLERANCE.get(policy.dtype, HALF_TOLERANCE):  # False for NaN
+        return None
+    return f"the gradient is {error:.1%} off"
