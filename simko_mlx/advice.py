@@ -1,4 +1,5 @@
-"""Words for a run that can't learn: a group whose rewards are all equal carries no gradient."""
+"""Words for a run that can't learn: a group whose rewards are all equal carries no gradient, and
+log-probs that differ between sampling and training are those of two policies."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ WINDOW = 3  # steps that are looked at together
 ALMOST = 0.1  # share of groups with different rewards, up to which hardly anything is learnt
 REMIND = 10  # steps between reminders
 MOST = 0.9  # "nearly all"
+GAP = {"float32": 1e-3}  # largest difference of log-probs that rounding explains
+GAP_IN_HALF = 0.5  # float16 and bfloat16: single tokens differ by a tenth and more
 
 
 class SignalWatch:
@@ -73,6 +76,26 @@ class SignalWatch:
         return (
             "within each group all rewards are equal; a larger rollout.group_size or a higher "
             "rollout.temperature makes groups differ."
+        )
+
+
+class GapWatch:
+    """Sounds an alarm where training sees other log-probs than the decoder drew from, once, and
+    again each time that the gap has grown tenfold."""
+
+    def __init__(self, dtype: str):
+        self.limit = GAP.get(dtype, GAP_IN_HALF)
+        self.dtype = dtype
+
+    def look(self, gap: float) -> str | None:
+        """What to tell the user of this step's largest difference, if anything."""
+        if not gap > self.limit:  # so that NaN is left to the learner, which speaks of it
+            return None
+        before, self.limit = self.limit, 10 * gap
+        return (
+            f"Warning: a token's log-probability differs by {gap:.2g} between sampling and "
+            f"training, more than rounding in {self.dtype} explains ({before:.2g}): the policy "
+            "that is trained is not quite the one that samples; please report the model."
         )
 
 

@@ -10,14 +10,13 @@ import numpy as np
 
 from simko_mlx.types import LENGTH, RolloutGroup, ScoredGroup, TokenBatch
 
-STEP = 32
-"""The smallest unit that lengths are padded to."""
+LEAST = 8  # the smallest unit that lengths are padded to
 
 
 def bucket(size: int) -> int:
-    """``size`` rounded up so that few different shapes occur: to a multiple of 32, and beyond 256
-    to a multiple of a quarter of the power of two below."""
-    step = max(STEP, (1 << max(0, (size - 1).bit_length() - 1)) // 4)
+    """``size`` rounded up so that few different shapes occur: to a multiple of 8, and beyond 64 to
+    a multiple of a quarter of the power of two below."""
+    step = max(LEAST, (1 << max(0, (size - 1).bit_length() - 1)) // 4)
     return -(-size // step) * step
 
 

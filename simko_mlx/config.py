@@ -79,6 +79,10 @@ class RolloutConfig:
     group_size: int = 8
     max_completion_length: int = 256
     temperature: float = 1.0
+    # Restrict what training samples are drawn from; the loss then scores another distribution than
+    # the one that they come from. Evaluations are not restricted.
+    top_p: float = 1.0
+    top_k: int = 0
     batch_size: int = execution(64)  # completions decoded side by side
     prefill_chunk: int = execution(512)  # prompt tokens per forward pass
 
@@ -212,8 +216,8 @@ def _positive(config: Config) -> None:
         "rollout.max_completion_length": 1, "rollout.batch_size": 1, "rollout.prefill_chunk": 1,
         "loss.simko_k": 1, "loss.rank1_penalty": 0, "loss.kl_coef": 0, "loss.clip_low": 0,
         "loss.clip_high": 0, "optim.learning_rate": 0, "optim.weight_decay": 0, "optim.minibatches":
-        1, "optim.num_iterations": 1, "optim.microbatch_size": 1,
-        "optim.head_chunk": 1, "eval.problems": 1, "eval.n": 2,
+        1, "optim.num_iterations": 1, "optim.microbatch_size": 1, "optim.microbatch_tokens": 0,
+        "optim.head_chunk": 1, "rollout.top_k": 0, "eval.problems": 1, "eval.n": 2,
         "eval.every": 0, "eval.every_problems": 1, "eval.every_n": 2, "checkpoint.every": 1,
         "checkpoint.keep": 1, "eval.budget_minutes": 0, "data.limit": 1, "prompt.max_length": 1,
     }  # fmt: skip
@@ -232,6 +236,8 @@ def _positive(config: Config) -> None:
     require(norm is None or norm > 0, message)
     for key in ("loss.alpha", "loss.entropy_quantile"):
         require(0 <= values[key] <= 1, f"{key} is {values[key]}: it must lie between 0 and 1.")
+    top_p = values["rollout.top_p"]
+    require(0 < top_p <= 1, f"rollout.top_p is {top_p}: it must be above 0, and at most 1.")
     key = "policy.lora_parameters.dropout"
     require(0 <= values[key] < 1, f"{key} is {values[key]}: it must be below 1, and at least 0.")
 

@@ -56,7 +56,7 @@ class Policy:
         self.context = context_length(path)
         self.adapter_config: dict[str, Any] = {}
         self.notes: list[str] = []
-        self.ragged: bool | None = None  # see rollout.can_decode_ragged
+        self.ragged: bool | None = None  # see decoding.can_decode_ragged
         self.tap: HeadTap | None = None  # see tap_head; without one, logits are held in full
         self.head_problem: str | None = None
         self.head_backend = "reference"

@@ -16,8 +16,7 @@ from typing import Any
 import mlx.core as mx
 
 from simko_mlx import checkpoint, data, rundir
-from simko_mlx.advantages import group_advantages
-from simko_mlx.advice import SignalWatch
+from simko_mlx.advice import GapWatch, SignalWatch
 from simko_mlx.config import Config, semantic
 from simko_mlx.config_sources import dump
 from simko_mlx.evaluate import Evaluation, Prompts
@@ -26,7 +25,7 @@ from simko_mlx.learner import Learner, Report, random_words
 from simko_mlx.loggers import Fanout, JsonlLogger, Logger, cut_back
 from simko_mlx.metrics import group_metrics
 from simko_mlx.policy import Policy, load_policy
-from simko_mlx.rollout import Diverged, Sampling, rollout
+from simko_mlx.rollout import Diverged
 from simko_mlx.run_evaluations import RunEvaluations
 from simko_mlx.rundir import new_run_dir
 from simko_mlx.types import (
@@ -42,6 +41,12 @@ from simko_mlx.types import (
 from simko_mlx.verifiers.pool import VerifierPool, pool_for
 
 __all__ = ["RunSummary", "Terminated", "new_run_dir", "train"]
+
+
+RESTRICTED = (
+    "Warning: rollout.top_p or top_k restricts what is sampled, but the loss scores the whole "
+    "distribution: its gradient is then biased. Leave them out unless that is what you want."
+)
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,8 @@ class _Run:
         self.pool = pool
         learner = Learner(policy, config)
         self.notes = [*dataset.notes, *policy.notes, *learner.notes]
+        if config.rollout.top_p < 1 or config.rollout.top_k:
+            self.notes.append(RESTRICTED)
         self.train_prompts = self._encode(dataset.train, "training")
         heldout = dataset.heldout[: max(config.eval.problems, config.eval.every_problems)]
         self.eval_prompts = self._encode(heldout, "held-out") if heldout else []
@@ -135,6 +142,7 @@ class _Run:
         self.fingerprint = f"{random_words(ids):016x}"
         stops = [repr(text) for text in policy.stop_tokens.values()]
         self.watch = SignalWatch(config.rollout.max_completion_length, stops)
+        self.gaps = GapWatch(str(policy.dtype).removeprefix("mlx.core."))
 
     def _encode(self, problems: Sequence[Any], what: str) -> Prompts:
         limit = self.policy.max_prompt_length
@@ -201,9 +209,9 @@ class _Run:
         began = time.monotonic()
         mx.reset_peak_memory()
         number = self.state.step + 1
-        groups = self._rollout(number)
-        rolled = time.monotonic()
-        scored = self._score(groups)
+        scored, rolled = collect(
+            self.policy, self.pool, self._problems(number), number, self.logger
+        )
         verified = time.monotonic()
         with ExitStack() as held:
             # From the first change of a weight on, the step goes to its end.
@@ -236,25 +244,6 @@ class _Run:
             self.logger.step(StepMetrics(number, values), scored)
         self._speak(number, scored, report)
 
-    def _rollout(self, number: int) -> list[RolloutGroup]:
-        config = self.config.rollout
-        sampling = Sampling(
-            group_size=config.group_size,
-            max_completion_length=config.max_completion_length,
-            temperature=config.temperature,
-            seed=self.config.seed,
-            step=number,
-            batch_size=config.batch_size,
-            prefill_chunk=config.prefill_chunk,
-        )
-        began = time.monotonic()
-
-        def progress(done: int, total: int, tokens: int) -> None:
-            rate = tokens / max(1e-9, time.monotonic() - began)
-            self.logger.phase("rollout", done, total, f"{rate:,.0f} tok/s")
-
-        return rollout(self.policy, self._problems(number), sampling, progress)
-
     def _problems(self, number: int) -> Prompts:
         """The problems of a step: each epoch goes once through a shuffle of (seed, epoch)."""
         size = self.config.rollout.problems_per_step
@@ -264,26 +253,12 @@ class _Run:
         random.Random(random_words(self.config.seed, "epoch", epoch)).shuffle(order)
         return [self.train_prompts[i] for i in order[place * size : (place + 1) * size]]
 
-    def _score(self, groups: list[RolloutGroup]) -> list[ScoredGroup]:
-        total = len(groups)
-        self.logger.phase("verify", 0, total)
-        verdicts = self.pool.verify_groups(
-            groups, lambda done: self.logger.phase("verify", done, total)
-        )
-        scale = self.config.advantage.scale_rewards
-        return [
-            ScoredGroup(
-                group, tuple(mine), tuple(group_advantages([v.reward for v in mine], scale=scale))
-            )
-            for group, mine in zip(groups, verdicts, strict=True)
-        ]
-
     def _speak(self, number: int, scored: list[ScoredGroup], report: Report) -> None:
         for problem in report.problems:
             self.logger.message(f"Step {number}: {problem}.")
-        advice = self.watch.look(scored)
-        if advice:
-            self.logger.message(advice)
+        for advice in (self.watch.look(scored), self.gaps.look(report.decode_gap)):
+            if advice:
+                self.logger.message(advice)
 
     def _after_step(self) -> None:
         self._small_evaluation()

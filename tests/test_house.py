@@ -19,8 +19,18 @@ LAYERS = [
     {"kernels", "advantages", "advice", "interrupts", "metrics"},
     {"losses", "batching", "data", "verifiers", "assets", "prompts"},
     {"checkpoint", "export", "head_tap", "loggers", "model_files", "prefix", "recompute", "rundir"},
-    {"forward", "learner", "microbatches", "policy", "rollout", "selftest", "step"},
-    {"trainer", "evaluate", "run_evaluations", "doctor"},
+    {
+        "decoding",
+        "forward",
+        "learner",
+        "microbatches",
+        "policy",
+        "rollout",
+        "sampling",
+        "selftest",
+        "step",
+    },
+    {"collect", "trainer", "evaluate", "run_evaluations", "doctor"},
     {"cli"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

@@ -253,6 +253,7 @@ def test_a_non_finite_update_is_skipped_and_said(broken, monkeypatch, tmp_path):
     monkeypatch.setattr("simko_mlx.learner.find_loss", lambda name: poisoned)
     config = small_config(
         steps=2,
+        seed=3,
         eval__before=False,
         eval__after=False,
         optim__compile=False,

@@ -12,7 +12,8 @@ from mlx_lm.models.cache import KVCache
 from simko_mlx.batching import group_batch, pad
 from simko_mlx.config import Config
 from simko_mlx.policy import Policy, load_policy
-from simko_mlx.rollout import Sampling, rollout, row_hasher, token_key
+from simko_mlx.rollout import Sampling, rollout
+from simko_mlx.sampling import row_hasher, token_key
 from simko_mlx.types import LENGTH, STOP, Problem
 from tests.models import make_model
 
@@ -50,6 +51,17 @@ def sample(policy: Policy, count=3, *, order=None, **changes):
     return rollout(policy, prompts, Sampling(**settings))
 
 
+def drawn_by_hand(logits: np.ndarray, key: bytes) -> int:
+    """By inversion in float64: 4 bytes choose a block of 128, the other 4 a token in it."""
+    first, second = (int.from_bytes(key[i : i + 4], "little") // 256 / 2**24 for i in (0, 4))
+    weights = np.exp(logits.astype(np.float64) - logits.max())
+    weights = np.pad(weights, (0, -len(weights) % 128)).reshape(-1, 128)
+    masses = weights.sum(axis=1)
+    block = int(np.searchsorted(np.cumsum(masses), first * masses.sum(), side="right"))
+    inside = np.cumsum(weights[block])
+    return 128 * block + int(np.searchsorted(inside, second * inside[-1], side="right"))
+
+
 def by_hand(
     policy: Policy, prompt, problem_id: str, index: int, *, temperature: float, length: int
 ):
@@ -59,8 +71,7 @@ def by_hand(
     for position in range(length):
         row = mx.array([list(prompt) + tokens])
         logits = policy.model(row)[0, -1].astype(mx.float32) / temperature
-        key = mx.array(np.frombuffer(token_key(hasher, position), dtype=np.uint32))
-        token = int(mx.argmax(logits + mx.random.gumbel(logits.shape, key=key)).item())
+        token = drawn_by_hand(np.array(logits), token_key(hasher, position))
         z = np.array(logits).astype(np.float64)
         logprobs.append(z[token] - z.max() - np.log(np.exp(z - z.max()).sum()))
         tokens.append(token)
@@ -200,7 +211,7 @@ def test_caches_that_cannot_merge_decode_one_row_at_a_time(qwen2, monkeypatch):
             return out
 
     monkeypatch.setattr(
-        "simko_mlx.rollout.make_prompt_cache", lambda model: [Unmergeable() for _ in model.layers]
+        "simko_mlx.decoding.make_prompt_cache", lambda model: [Unmergeable() for _ in model.layers]
     )
     policy.ragged = None
     alone = sample(policy, 2)

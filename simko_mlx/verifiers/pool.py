@@ -16,7 +16,8 @@ from __future__ import annotations
 import selectors
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,15 +43,38 @@ class _Unit:
     failed: str = ""
 
 
-@dataclass
-class _Job:
-    """What is left to do in one call of verify_groups, and what came of the rest."""
+class Verification:
+    """Groups that are being judged, in the background of whatever their owner does between calls
+    of ``poll``: what is left to do, and what came of the rest."""
 
-    groups: Sequence[RolloutGroup]
-    verdicts: list[list[Verdict | None]]
-    units: deque[_Unit]
-    on_done: Callable[[int], None] | None
-    done: int = 0
+    def __init__(self, pool: VerifierPool, on_done: Callable[[int], None] | None):
+        self.groups: list[RolloutGroup] = []
+        self.verdicts: list[list[Verdict | None]] = []
+        self.units: deque[_Unit] = deque()
+        self.done = 0
+        self.on_done = on_done
+        self._pool = pool
+
+    def add(self, group: RolloutGroup) -> None:
+        """Hands over one more group."""
+        self.groups.append(group)
+        self.verdicts.append([None] * len(group.completions))
+        if group.completions:
+            self.units.append(_Unit(len(self.groups) - 1))
+        else:
+            self.done += 1
+        self.poll()
+
+    def poll(self) -> None:
+        """Hears what workers have to say and gives them what there is to do, without waiting."""
+        if self.done < len(self.groups):
+            self._pool.advance(self, wait=False)
+
+    def finish(self) -> list[list[Verdict]]:
+        """Waits for the verdicts of all groups, in the order in which they were added."""
+        while self.done < len(self.groups):
+            self._pool.advance(self, wait=True)
+        return [[verdict for verdict in row if verdict is not None] for row in self.verdicts]
 
     def texts(self, unit: _Unit) -> list[str]:
         if unit.failed:
@@ -147,20 +171,28 @@ class VerifierPool:
             UserError: the user's function raised or returned something else than rewards, or
                 workers can't be started.
         """
+        with self.verification(on_done) as job:
+            for group in groups:
+                job.add(group)
+            return job.finish()
+
+    @contextmanager
+    def verification(self, on_done: Callable[[int], None] | None = None) -> Iterator[Verification]:
+        """For groups that come one after the other, as ``verify_groups`` judges them; one at a
+        time. Workers that are still busy at the end of the block are killed."""
         check_name(self.name)
-        units = deque(_Unit(i) for i, group in enumerate(groups) if group.completions)
-        verdicts: list[list[Verdict | None]] = [[None] * len(group.completions) for group in groups]
-        job = _Job(groups, verdicts, units, on_done, done=len(groups) - len(units))
         self._drop_lost()
         try:
-            while job.done < len(groups):
-                self._replenish()
-                self._assign(job)
-                self._wait(job)
+            yield Verification(self, on_done)
         finally:
             for worker in [worker for worker in self._workers if worker.unit is not None]:
                 self._discard(worker)
-        return [[verdict for verdict in row if verdict is not None] for row in job.verdicts]
+
+    def advance(self, job: Verification, *, wait: bool) -> None:
+        """One round of a verification: starts workers, gives them units, hears what they say."""
+        self._replenish()
+        self._assign(job)
+        self._wait(job, wait)
 
     def close(self) -> None:
         """Ends the workers. The pool may be started again."""
@@ -200,7 +232,7 @@ class VerifierPool:
                 ) from error
             self._workers.append(_Worker(process, time.monotonic() + START_SECONDS))
 
-    def _assign(self, job: _Job) -> None:
+    def _assign(self, job: Verification) -> None:
         for worker in self._workers:
             if not job.units:
                 return
@@ -212,8 +244,9 @@ class VerifierPool:
                 worker.process.send(_request(job.groups[unit.group], unit, texts, worker, seconds))
                 worker.deadline = time.monotonic() + seconds
 
-    def _wait(self, job: _Job | None) -> None:
-        """Sleeps until a worker has something to say or a deadline has passed; deals with both."""
+    def _wait(self, job: Verification | None, wait: bool = True) -> None:
+        """Sleeps (unless ``wait`` is False) until a worker has something to say or a deadline has
+        passed; deals with both."""
         with selectors.DefaultSelector() as selector:
             for worker in self._workers:
                 selector.register(worker.process.replies, selectors.EVENT_READ, worker)
@@ -221,7 +254,7 @@ class VerifierPool:
                     selector.register(worker.process.requests, selectors.EVENT_WRITE, worker)
             occupied = [w for w in self._workers if w.unit is not None or not w.ready]
             until = min((worker.deadline for worker in occupied), default=0.0)
-            events = selector.select(max(0.0, until - time.monotonic()))
+            events = selector.select(max(0.0, until - time.monotonic()) if wait else 0.0)
         for key, event in events:
             worker: _Worker = key.data
             if worker not in self._workers:  # discarded by the event before
@@ -241,7 +274,7 @@ class VerifierPool:
             if worker in self._workers and id(worker) not in heard and worker.deadline <= now:
                 self._lost(worker, TIMEOUT, job)
 
-    def _heard(self, worker: _Worker, message: dict[str, Any], job: _Job | None) -> None:
+    def _heard(self, worker: _Worker, message: dict[str, Any], job: Verification | None) -> None:
         if "error" in message:
             self.close()
             raise UserError(message["error"])
@@ -253,7 +286,7 @@ class VerifierPool:
         if job is not None and unit is not None:
             job.answered(unit, [Verdict(*parts) for parts in message["verdicts"]])
 
-    def _lost(self, worker: _Worker, reason: str, job: _Job | None) -> None:
+    def _lost(self, worker: _Worker, reason: str, job: Verification | None) -> None:
         self._discard(worker)
         if not worker.ready:
             self._failed_starts += 1
