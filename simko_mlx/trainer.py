@@ -17,6 +17,7 @@ import mlx.core as mx
 
 from simko_mlx import checkpoint, data, rundir
 from simko_mlx.advice import GapWatch, SignalWatch
+from simko_mlx.collect import collect
 from simko_mlx.config import Config, semantic
 from simko_mlx.config_sources import dump
 from simko_mlx.evaluate import Evaluation, Prompts
