@@ -41,7 +41,6 @@ class Step:
         # penalty of nothing would no longer be exactly nothing.
         self.compiles = False
         self.problem: str | None = None
-        self._gradient = mx.value_and_grad(self._loss)
         self._compiled: dict[Any, Any] = {}
         # Prompts that can't be padded would bring a new shape with each length.
         if config.optim.compile and config.loss.kl_coef == 0 and policy.way != "exact":
@@ -52,7 +51,7 @@ class Step:
         layout = lay_out(batch, self.policy.way, bucketed=self.compiles)
         trainable = self.policy.model.trainable_parameters()
         if not self.compiles:
-            return self._gradient(trainable, layout, batch)
+            return self.gradient(trainable, layout, batch)
         fields = batch._asdict() | {"normalizer": mx.array(batch.normalizer, dtype=mx.float32)}
         names = [*ARRAYS, *(name for name in MEASURED if fields[name] is not None)]
         key = (layout.key, tuple(names))
@@ -85,11 +84,15 @@ class Step:
         def traced(trainable: Any, laid_out: Any, arrays: Any) -> Result:
             same = Layout(way, rows, width, per_prompt, length, laid_out)
             batch = TokenBatch(prompts=(), **arrays)
-            return self._gradient(trainable, same, batch)
+            return self.gradient(trainable, same, batch)
 
         # Dropout draws from MLX's global generator.
         random: Any = [mx.random.state]
         return mx.compile(traced, inputs=random, outputs=random)
+
+    def gradient(self, trainable: Any, layout: Layout, batch: TokenBatch) -> Result:
+        """The result as a function of these parameters; looks at no value of any array."""
+        return mx.value_and_grad(self._loss)(trainable, layout, batch)
 
     def _loss(
         self, trainable: Any, layout: Layout, batch: TokenBatch

@@ -16,7 +16,7 @@ LAYERS = [
     # "" is simko_mlx/__init__.py, which hands out public names of any layer, but imports them only
     # when they are asked for
     {"types", "config", "config_sources", "imports", ""},
-    {"kernels", "advantages", "advice", "interrupts", "metrics"},
+    {"kernels", "graphs", "advantages", "advice", "interrupts", "metrics"},
     {"losses", "batching", "data", "verifiers", "assets", "prompts"},
     {"checkpoint", "export", "head_tap", "loggers", "model_files", "prefix", "recompute", "rundir"},
     {
@@ -30,6 +30,7 @@ LAYERS = [
         "selftest",
         "step",
     },
+    {"planner"},
     {"collect", "trainer", "evaluate", "run_evaluations", "doctor"},
     {"cli"},
 ]

@@ -25,19 +25,18 @@ def _sech_squared(x: mx.array) -> mx.array:
     return 4.0 * e / mx.square(1.0 + e)
 
 
-@mx.custom_function
-def _tanh(x: mx.array) -> mx.array:
-    """tanh, whose own gradient 1 - tanh^2 would round to 0 where a logit meets its cap."""
-    return mx.tanh(x)
-
-
-@_tanh.vjp
-def _tanh_vjp(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
-    return cotangent * _sech_squared(x)
-
-
 def _capped(z: mx.array, cap: float) -> mx.array:
-    bounded: Any = _tanh(z / cap)
+    # Made for each call: what is made on import, no forecast of memory can look into.
+    @mx.custom_function
+    def tanh(x: mx.array) -> mx.array:
+        """tanh, whose own gradient 1 - tanh^2 would round to 0 where a logit meets its cap."""
+        return mx.tanh(x)
+
+    @tanh.vjp
+    def tanh_vjp(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
+        return cotangent * _sech_squared(x)
+
+    bounded: Any = tanh(z / cap)
     return bounded * cap
 
 
