@@ -5,7 +5,6 @@ Import it before ``mlx.core``: it imports simko_mlx, which loads OpenBLAS where 
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import platform
@@ -13,14 +12,15 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from meter import Measured as Measured
+from meter import fields
+from meter import measure as measure
 
 from simko_mlx import OPENBLAS
 
@@ -66,18 +66,8 @@ def _cpu_model() -> str:
     if sys.platform == "darwin":
         command = ["sysctl", "-n", "machdep.cpu.brand_string"]
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    names = [v for k, v in _fields("/proc/cpuinfo") if k == "model name"]
+    names = [v for k, v in fields("/proc/cpuinfo") if k == "model name"]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def _fields(path: str) -> list[tuple[str, str]]:
-    """The "name: value" lines of a file in /proc; none where there is no such file."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    split = (line.partition(":") for line in lines)
-    return [(name.strip(), value.strip()) for name, _, value in split]
 
 
 def total_memory() -> int:
@@ -92,57 +82,20 @@ def available_memory() -> int:
     recommended = info.get("max_recommended_working_set_size")
     if recommended:
         return int(recommended)
-    found = dict(_fields("/proc/meminfo")).get("MemAvailable")
+    found = dict(fields("/proc/meminfo")).get("MemAvailable")
     return int(found.split()[0]) * 1024 if found else total_memory()
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One timed call. ``peak`` and ``before`` are MLX's count of bytes; ``process`` is by how much
-    the process grew at its largest, as the system sees it (0 where it doesn't tell). On the CPU the
-    two differ: MLX allocates results up to ten operations ahead, the system counts touched pages.
-    """
-
-    wall: float
-    cpu: float
-    peak: int
-    before: int
-    process: int
-
-
-def measure(call: Callable[[], Any]) -> tuple[Measured, Any]:
-    """Runs ``call``, which must evaluate what it computes."""
-    import mlx.core as mx
-
-    before, resident = mx.get_active_memory(), _reset_process_peak()
-    mx.reset_peak_memory()
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = call()
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    process = max(0, _process_bytes("VmHWM") - resident) if resident else 0
-    return Measured(wall, cpu, mx.get_peak_memory(), before, process), result
-
-
-def _process_bytes(name: str) -> int:
-    found = dict(_fields("/proc/self/status")).get(name)
-    return int(found.split()[0]) * 1024 if found else 0
-
-
-def _reset_process_peak() -> int:
-    """Starts the process's peak afresh (Linux only); the bytes that it holds now, or 0."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # gives back what is freed, or its second use goes unseen
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    except (OSError, AttributeError):
-        return 0
-    return _process_bytes("VmRSS")
-
-
 def run_cell(
-    script: str, spec: Mapping[str, Any], *, timeout: float, env: Mapping[str, str] | None = None
+    script: str,
+    spec: Mapping[str, Any],
+    *,
+    timeout: float,
+    env: Mapping[str, str] | None = None,
+    python: str = sys.executable,
 ) -> dict[str, Any]:
     """``script --cell SPEC`` in a process of its own -> the JSON of its last line, or "error"."""
-    command = [sys.executable, script, "--cell", json.dumps(spec)]
+    command = [python, script, "--cell", json.dumps(spec)]
     try:
         done = subprocess.run(
             command,

@@ -73,5 +73,5 @@ def examine(model: str | None = None, *, recheck: bool = False) -> Report:
         head_problem=problem,
         kernels=kernels,
         chunk=budget.chunk_tokens(shape.vocabulary, metal=kernels.ok),
-        chunk_budget_gib=budget.budget_bytes() / budget.GIB,
+        chunk_budget_gib=budget.budget_bytes(metal=kernels.ok) / budget.GIB,
     )

@@ -30,10 +30,11 @@ MEASURED = ("old_logprobs", "ref_logprobs")
 class Step:
     """``step(batch)`` is the batch's share of the loss with its gradient, not evaluated yet.
 
-    ``compiles`` says whether it is compiled; ``problem`` why not, where it should have been.
+    ``compiles`` says whether it is compiled; ``problem`` why not, where it should have been: that
+    is tried, unless ``trusted``.
     """
 
-    def __init__(self, policy: Policy, config: Config, loss_fn: LossFn):
+    def __init__(self, policy: Policy, config: Config, loss_fn: LossFn, *, trusted: bool = False):
         self.policy = policy
         self.config = config
         self.loss_fn = loss_fn
@@ -44,7 +45,7 @@ class Step:
         self._compiled: dict[Any, Any] = {}
         # Prompts that can't be padded would bring a new shape with each length.
         if config.optim.compile and config.loss.kl_coef == 0 and policy.way != "exact":
-            self.problem = self._try()
+            self.problem = None if trusted else self._try()
             self.compiles = self.problem is None
 
     def __call__(self, batch: TokenBatch) -> Result:

@@ -2,7 +2,9 @@
 
 The working memory of ``head_statistics`` is that of one chunk: C tokens times V logits times some
 bytes per logit, beside what is O(N D). The budget is a tenth of what the machine lets a process
-work with, and at most 1.5 GiB: 546 MiB on a Mac with 8 GB.
+work with, and at most as much as still makes the products faster: from some 32 tokens on (128 on a
+GPU) reading the head is no longer what takes the time. A head that trains gets four times as much,
+since each chunk adds to a gradient of the head's size.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import mlx.core as mx
 
 GIB = 1 << 30
 SHARE = 0.1
-MOST = 3 * GIB // 2
+MOST_ON_CPU, MOST_ON_METAL = GIB // 8, GIB // 2
 # Bytes per logit at the peak of a chunk. On the CPU measured (benchmarks/head.py prints it); with
 # Metal's kernels counted: the logits and the tail, each in the model's type, twice, because the
 # next chunk may be queued while one still runs.
@@ -33,9 +35,10 @@ def working_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def budget_bytes(memory: int | None = None) -> int:
+def budget_bytes(memory: int | None = None, *, mode: str = "tail", metal: bool = False) -> int:
     """The memory that one chunk may take; ``memory`` defaults to this machine's."""
-    return min(MOST, int(SHARE * (working_memory() if memory is None else memory)))
+    most = (MOST_ON_METAL if metal else MOST_ON_CPU) * (4 if mode == "recompute" else 1)
+    return min(most, int(SHARE * (working_memory() if memory is None else memory)))
 
 
 def chunk_tokens(
@@ -51,7 +54,8 @@ def chunk_tokens(
             whatever the budget: with a vocabulary of 262,144 they take 42 to 72 MiB.
     """
     per_token = (METAL_BYTES if metal else CPU_BYTES)[mode] * vocabulary
-    fit = (budget_bytes() if budget is None else budget) // per_token
+    budget = budget_bytes(mode=mode, metal=metal) if budget is None else budget
+    fit = budget // per_token
     if fit >= STEP:
         fit -= fit % STEP
     return max(SMALLEST, min(LARGEST, fit))
