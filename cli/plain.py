@@ -92,6 +92,12 @@ def header(info: dict[str, Any]) -> list[str]:
     lines.append(", ".join(sizes))
     if info.get("stop_tokens"):
         lines.append("stops at " + ", ".join(map(str, info["stop_tokens"])))
+    if (info.get("memory") or {}).get("forecast"):
+        told = info["memory"]["forecast"]
+        phases = ("rollout", "evaluation", "step")
+        parts = ", ".join(f"{name} {told[name] / 1e9:.2f}" for name in phases if told[name])
+        limit = info["memory"]["limit"] / 1e9
+        lines.append(f"memory {told['peak'] / 1e9:.2f} of {limit:.1f} GB predicted ({parts})")
     if info.get("run_dir"):
         lines.append(f"run {info['run_dir']}")
     return [line for line in lines if line]

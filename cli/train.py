@@ -22,6 +22,7 @@ FLAGS = ("model", "steps", "seed", "output_dir")
 @click.option("--steps", metavar="N", type=int, help="Number of training steps.")
 @click.option("--seed", metavar="N", type=int, help="Seed of everything that is drawn.")
 @click.option("--output-dir", metavar="DIR", help="Folder of this run.")
+@click.option("--supervise", is_flag=True, help="Start it again when it runs out of memory.")
 @click.option("--plain", is_flag=True, help="One line per step, also on a terminal.")
 def command(**options: Any) -> int:
     """Train a model with verifiable rewards.
@@ -59,6 +60,10 @@ def _train(resolved: Resolved, options: dict[str, Any]) -> int:
 
     config, resume = resolved.config, options["resume"]
     run_dir = resume or new_run_dir(config.output_dir, resolved.recipe)
+    if options["supervise"]:
+        from . import supervise
+
+        return supervise.run(config, run_dir, supervise.arguments(options), resume=bool(resume))
     with live.view(plain=options["plain"]) as view:
         try:
             result = train(config, run_dir, view, recipe=resolved.recipe, resume=bool(resume))

@@ -148,6 +148,16 @@ class CheckpointConfig:
 
 
 @dataclass
+class MemoryConfig:
+    plan: bool = execution(True)  # tell the peak before training, and stop where it can't fit
+    dry_step: bool = execution(True)  # try one step of the largest shape before the first
+    # In GB; None: what the machine lets a process use, and what the plan leaves of that
+    limit: float | None = execution(None)
+    cache_limit: float | None = execution(None)  # of MLX's freed buffers
+    wired_limit: float | None = execution(None)  # None: macOS's own is left alone
+
+
+@dataclass
 class Config:
     model: str = "embedded"  # embedded | a folder | a Hugging Face Hub id
     seed: int = 0
@@ -166,6 +176,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
@@ -231,6 +242,9 @@ def _positive(config: Config) -> None:
     for key, high in limits.items():
         require(values[key] <= high, f"{key} is {values[key]}: it must be at most {high}.")
     require(config.output_dir != "", "output_dir is empty: name a folder, or leave it out.")
+    for key in ("memory.limit", "memory.cache_limit", "memory.wired_limit"):
+        low = values[key] is None or values[key] > 0
+        require(low, f"{key} is {values[key]}: give gigabytes, more than 0, or null.")
     norm = values["optim.max_grad_norm"]
     message = f"optim.max_grad_norm is {norm}: use a positive norm or null."
     require(norm is None or norm > 0, message)

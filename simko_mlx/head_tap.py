@@ -130,6 +130,19 @@ def find_head(model: nn.Module) -> HeadTap | str:
     return reasons[0] if reasons else f"no layer has a row for each of {wanted.shape[-1]} logits"
 
 
+def likely_head(model: nn.Module, vocabulary: int) -> HeadTap | None:
+    """The first layer that could be the head, without running the model; scale and cap are not
+    known, but for a cap that the model's settings name."""
+    for tap in _candidates(model, vocabulary):
+        try:
+            tap.hidden(mx.zeros((1, 1), dtype=mx.int32))
+        except LookupError:
+            continue
+        tap.softcap = getattr(getattr(model, "args", None), "final_logit_softcapping", None)
+        return tap
+    return None
+
+
 def _candidates(model: nn.Module, vocabulary: int) -> Iterator[HeadTap]:
     """Heads of their own first: a model with one doesn't use its embedding for that."""
     modules: list[Any] = model.modules()

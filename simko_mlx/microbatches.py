@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 import numpy as np
 
-from simko_mlx.batching import bucket, counts, pack, select, split_group, token_batch, tokens_held
+from simko_mlx.batching import counts, pack, select, split_group, token_batch, tokens_held
 from simko_mlx.config import Config
 from simko_mlx.types import ScoredGroup, TokenBatch
 
@@ -147,9 +147,3 @@ def describe(microbatch: Microbatch, batch: TokenBatch, row: int, token: int) ->
         f"a completion of problem {group.problem.id} has no finite log-probability at token "
         f"{token + 1}; it was left out: {group.completions[i].text[:40]!r}"
     )
-
-
-def largest_tokens(config: Config, prompt: int) -> tuple[int, int]:
-    """(rows, tokens held) of the largest microbatch of one group, for prompts of this length."""
-    rows = min(config.optim.microbatch_size or config.rollout.group_size, config.rollout.group_size)
-    return rows, bucket(prompt) + rows * bucket(config.rollout.max_completion_length)

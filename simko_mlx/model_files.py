@@ -6,17 +6,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 import safetensors
-from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS, load_model, load_tokenizer
+from mlx_lm.utils import (
+    DEFAULT_ALLOW_PATTERNS,
+    _get_classes,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
 
 from simko_mlx.types import UserError, require
 
 EMBEDDED = Path(__file__).parent / "assets" / "countdown_tiny"
 
 
-def find_model(name: str) -> Path:
-    """The local folder of a model, downloaded from the Hub if need be.
+def find_model(name: str, *, weights: bool = True) -> Path:
+    """The local folder of a model, downloaded from the Hub if need be; without its weights, where
+    they aren't wanted.
 
     Raises:
         UserError: the folder is no model, or the Hub has none of that name or can't be reached.
@@ -27,12 +35,14 @@ def find_model(name: str) -> Path:
     if not path.exists():
         looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
         require(not looks_local, f"model is {name!r}: there is no such folder.")
-        path = _from_hub(name)
+        path = _from_hub(name, weights)
     require(path.is_dir(), f"model is {name!r}: it must be a folder, as mlx_lm.convert makes it.")
     require((path / "config.json").is_file(), f"model is {name!r}: that folder has no config.json.")
-    weights = sorted(path.glob("model*.safetensors"))
-    require(bool(weights), f"model is {name!r}: that folder has no model*.safetensors.")
-    for file in weights:
+    files = sorted(path.glob("model*.safetensors"))
+    require(
+        bool(files) or not weights, f"model is {name!r}: that folder has no model*.safetensors."
+    )
+    for file in files:
         check_safetensors(file)
     tokenizers = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
     has_tokenizer = any((path / t).is_file() for t in tokenizers) or any(path.glob("*.tiktoken"))
@@ -40,11 +50,12 @@ def find_model(name: str) -> Path:
     return path
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, weights: bool) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=DEFAULT_ALLOW_PATTERNS))
+        patterns = [p for p in DEFAULT_ALLOW_PATTERNS if weights or "safetensors" not in p]
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except errors.GatedRepoError as error:
         raise UserError(
             f"model {name} is gated: accept its licence on the Hub, then run `hf auth login`."
@@ -76,17 +87,42 @@ def check_safetensors(path: Path) -> None:
         ) from error
 
 
-def load_files(path: Path, name: str) -> tuple[nn.Module, Any]:
+def load_files(path: Path, name: str, *, lazy: bool = False) -> tuple[nn.Module, Any]:
     from huggingface_hub.errors import StrictDataclassError
 
     usual = (ValueError, KeyError, TypeError, OSError, AttributeError, RuntimeError)
     try:
-        model, config = load_model(path)
+        model, config = load_model(path, lazy=lazy)
         return model, load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
     except (*usual, StrictDataclassError) as error:
         # mlx-lm and transformers let through whatever a model's files make them raise.
         text = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"mlx-lm can't load the model {name}: {text}.") from error
+
+
+def outline_files(name: str) -> tuple[nn.Module, Any, Path]:
+    """Model, tokenizer and folder, with no weight in memory: of a folder lazily, of a model on the
+    Hub from its settings alone, so that nothing large is downloaded.
+
+    Raises:
+        UserError: as ``find_model``, or mlx-lm can't make the model.
+    """
+    path = find_model(name, weights=False)
+    if any(path.glob("model*.safetensors")):
+        return *load_files(path, name, lazy=True), path
+    try:
+        config = load_config(path)
+        model_class, args_class = _get_classes(config)
+        model = model_class(args_class.from_dict(config))
+        dtype = getattr(mx, str(config.get("dtype") or config.get("torch_dtype")), mx.bfloat16)
+        model.set_dtype(dtype)
+        quantization = config.get("quantization") or {}
+        if quantization:
+            form = {key: quantization[key] for key in ("group_size", "bits")}
+            nn.quantize(model, **form, mode=quantization.get("mode", "affine"))
+        return model, load_tokenizer(path, eos_token_ids=config.get("eos_token_id")), path
+    except (ValueError, KeyError, TypeError, OSError, AttributeError) as error:
+        raise UserError(f"mlx-lm can't make the model {name}: {error}.") from error
 
 
 def context_length(path: Path) -> int | None:

@@ -17,10 +17,13 @@ import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
+from simko_mlx.batching import bucket
 from simko_mlx.config import Config
+from simko_mlx.decoding import COMPACT_AT
 from simko_mlx.forward import Layout, lay_out
-from simko_mlx.graphs import peak_bytes
+from simko_mlx.graphs import CPU, peak_bytes
 from simko_mlx.losses import find_loss
+from simko_mlx.microbatches import token_budget
 from simko_mlx.policy import Policy
 from simko_mlx.sampling import draw
 from simko_mlx.step import Step
@@ -30,15 +33,21 @@ ADAM_MOMENTS = 2
 KEPT_GRADIENTS = 1  # summed over microbatches while the next one runs
 
 
+# Where the queue's tasks end matters little to decoding, whose operations are alike.
+QUEUE = None if mx.default_device().type != mx.DeviceType.cpu else CPU._replace(phases=1)
+
+
 @dataclass(frozen=True)
 class Shape:
     """The largest shapes of a run, in tokens and rows: ``prompt`` and ``completion`` tokens,
-    ``microbatch`` rows of one group in a training step, ``rollout`` and ``evaluation`` rows decoded
-    side by side, ``prompts`` of which caches are held at the start of a batch."""
+    ``microbatch`` rows of a group in a training step, which so many ``groups`` share, ``rollout``
+    and ``evaluation`` rows decoded side by side, ``prompts`` of which caches are held at the start
+    of a batch."""
 
     prompt: int
     completion: int
     microbatch: int
+    groups: int
     rollout: int
     evaluation: int
     prompts: int
@@ -54,10 +63,13 @@ class Shape:
             tested = max(tested, evaluation.n * evaluation.problems)
         if evaluation.every:
             tested = max(tested, evaluation.every_n * evaluation.every_problems)
+        parts = min(config.optim.microbatch_size or rollout.group_size, rollout.group_size)
+        tokens = bucket(prompt) + parts * bucket(rollout.max_completion_length)
         return cls(
             prompt=prompt,
             completion=rollout.max_completion_length,
-            microbatch=min(config.optim.microbatch_size or rollout.group_size, rollout.group_size),
+            microbatch=parts,
+            groups=min(rollout.problems_per_step, max(1, token_budget(config) // tokens)),
             rollout=width,
             evaluation=min(rollout.batch_size, tested),
             prompts=min(rollout.problems_per_step, -(-width // rollout.group_size) + 1),
@@ -101,14 +113,29 @@ def forecast(policy: Policy, config: Config, prompt: int, *, step: Step | None =
     held = weights + moments
     gradients = KEPT_GRADIENTS * trainable
     with _settings(policy, config):
+        rollout = held + _decoding(policy, shape, shape.rollout)
+        alike = shape.evaluation == shape.rollout
         return Forecast(
             weights,
             moments,
-            rollout=held + _decoding(policy, shape, shape.rollout),
-            evaluation=held + _decoding(policy, shape, shape.evaluation),
+            rollout=rollout,
+            evaluation=rollout if alike else held + _decoding(policy, shape, shape.evaluation),
             step=held + gradients + _step(policy, step, shape),
             shape=shape,
         )
+
+
+def step_peak(policy: Policy, config: Config, prompt: int) -> int:
+    """``Forecast.step`` alone.
+
+    Raises:
+        Unpredictable: the model does what can't be traced.
+    """
+    step = Step(policy, config, find_loss(config.loss.name), trusted=True)
+    trainable = _nbytes(policy.model.trainable_parameters())
+    held = _nbytes(policy.model.parameters()) + (ADAM_MOMENTS + KEPT_GRADIENTS) * trainable
+    with _settings(policy, config):
+        return held + _step(policy, step, Shape.of(config, prompt))
 
 
 class Unpredictable(Exception):
@@ -143,16 +170,19 @@ def _settings(policy: Policy, config: Config) -> Iterator[None]:
 def largest_batch(config: Config, shape: Shape, *, seed: int = 0) -> TokenBatch:
     """A microbatch of the largest shape, of tokens drawn at random from the first few hundred."""
     rng = np.random.default_rng(seed)
-    rows, width = shape.microbatch, shape.completion
+    rows, width = shape.groups * shape.microbatch, shape.completion
     advantages = np.resize([1.0, -1.0], rows).astype(np.float32)
     several = config.optim.minibatches * config.optim.num_iterations > 1
     zeros = mx.zeros((rows, width))
     return TokenBatch(
-        prompts=(tuple(int(i) for i in rng.integers(0, 100, size=shape.prompt)),),
+        prompts=tuple(
+            tuple(int(i) for i in rng.integers(0, 100, size=shape.prompt))
+            for _ in range(shape.groups)
+        ),
         tokens=mx.array(rng.integers(0, 100, size=(rows, width)).astype(np.int32)),
         loss_mask=mx.ones((rows, width)),
         advantages=mx.array(advantages),
-        correct=mx.array(advantages > 0),
+        correct=mx.arange(rows) % 2 == 0,
         normalizer=float(rows * width),
         old_logprobs=zeros if several else None,
         ref_logprobs=zeros if config.loss.kl_coef else None,
@@ -180,7 +210,7 @@ def _step(policy: Policy, step: Step, shape: Shape) -> int:
 
 def _decoding(policy: Policy, shape: Shape, rows: int) -> int:
     """Bytes that decoding takes: the caches at their full length, and the most of what a batch's
-    start, a token at the end, finished rows leaving, or a prompt's last piece takes besides."""
+    start, a token while finished rows leave, or a prompt's last piece takes besides."""
     if not rows:
         return 0
     policy.model.eval()
@@ -190,12 +220,12 @@ def _decoding(policy: Policy, shape: Shape, rows: int) -> int:
     full = _caches(policy, rows, length, chunk, room=room, token=True)
     held = _cache_bytes(full)
     index = mx.zeros((rows,), dtype=mx.int32)
+    alive = max(1, int(COMPACT_AT * rows))
     last = max(0, (length - 1) // chunk * chunk)
     piece = _caches(policy, 1, last, chunk)
     moments = [
         _cache_bytes(prompts) + _token(policy, prompts, rows, lambda x: x[index], room=room),
-        held + _token(policy, full, rows),
-        held + _token(policy, full, rows * 3 // 4 or 1, lambda x: x[: rows * 3 // 4 or 1] + 0),
+        held + _token(policy, full, alive, lambda x: x[index[:alive]]),
         _cache_bytes(prompts) + _token(policy, piece, 1, tokens=max(1, length - last)),
     ]
     return max(moments)

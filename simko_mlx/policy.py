@@ -24,7 +24,7 @@ from mlx_lm.utils import get_total_parameters
 from simko_mlx import selftest
 from simko_mlx.config import Config, to_dict
 from simko_mlx.forward import Layout, Way, lay_out, outputs
-from simko_mlx.head_tap import HeadTap, find_head
+from simko_mlx.head_tap import HeadTap, find_head, likely_head
 from simko_mlx.kernels import (
     HeadStatistics,
     chunk_tokens,
@@ -37,7 +37,9 @@ from simko_mlx.model_files import (
     context_length,
     find_model,
     load_files,
+    outline_files,
 )
+from simko_mlx.prefix import is_recurrent, prefix_caches
 from simko_mlx.prompts import PromptEncoder, stop_tokens
 from simko_mlx.recompute import checkpointed_layers
 from simko_mlx.types import TokenBatch, UserError, require
@@ -61,6 +63,7 @@ class Policy:
         self.head_problem: str | None = None
         self.head_backend = "reference"
         self.way: Way = "full"  # see forward.py; found by the self-tests
+        self.head_chunk: int | None = None  # of the plan that a run goes on with
 
     @property
     def max_prompt_length(self) -> int | None:
@@ -93,6 +96,21 @@ class Policy:
     @property
     def trainable(self) -> int:
         return sum(v.size for v in named_arrays(self.model.trainable_parameters()).values())
+
+    @property
+    def head_mode(self) -> str:
+        """How ``head_statistics`` is called in training."""
+        return "recompute" if self.tap is not None and self.tap.trains else "tail"
+
+    @property
+    def chunk(self) -> int | None:
+        """Tokens that go through the head at once; None where full logits are held."""
+        if self.tap is None:
+            return None
+        metal = self.head_backend == "metal"
+        size = self.tap.head().vocabulary
+        by_memory = self.head_chunk or chunk_tokens(size, mode=self.head_mode, metal=metal)
+        return self.config.optim.head_chunk or by_memory
 
     def tap_head(self) -> None:
         """Finds the model's head, so that statistics need no logits, and what computes them.
@@ -150,20 +168,16 @@ class Policy:
             logits = outputs(self.model, self.model, layout)
             stats = logit_statistics(logits, targets, simko_k=simko_k, temperature=temperature)
             return _spread(stats, layout)
-        head = self.tap.head()
-        training = "recompute" if self.tap.trains else "tail"
-        # The same chunks with and without a gradient, for the same digits.
-        chunk = self.config.optim.head_chunk or chunk_tokens(
-            head.vocabulary, mode=training, metal=self.head_backend == "metal"
-        )
+        training = self.head_mode
         stats = head_statistics(
             outputs(self.model, self.tap.hidden, layout),
             targets,
-            head,
+            self.tap.head(),
             simko_k=simko_k,
             temperature=temperature,
             mode=training if gradient else "nograd",
-            chunk=chunk,
+            # The same chunks with and without a gradient, for the same digits.
+            chunk=self.chunk,
             backend=self.head_backend,
         )
         return _spread(stats, layout)
@@ -216,8 +230,36 @@ def load_policy(config: Config, *, adapter: Path | None = None) -> Policy:
     Raises:
         UserError: one sentence that names the path or key and the fix.
     """
-    path = find_model(config.model)
-    model, tokenizer = load_files(path, config.model)
+    policy = _assemble(config, adapter, lazy=False)
+    mx.eval(policy.model.parameters())
+    policy.tap_head()
+    policy.share_prompts()
+    return policy
+
+
+def load_outline(config: Config) -> Policy:
+    """The policy of a config with none of its weights in memory: to look at shapes, not to run.
+
+    What ``load_policy`` finds out by running the model is taken for granted here.
+
+    Raises:
+        UserError: as ``load_policy``.
+    """
+    policy = _assemble(config, None, lazy=True)
+    policy.tap = likely_head(policy.model, policy.vocabulary)
+    policy.head_backend = "metal" if selfcheck.has_metal() else "portable"
+    caches = prefix_caches(policy.model)
+    if not isinstance(caches, str):
+        policy.way = "exact" if is_recurrent(caches) else "packed"
+    return policy
+
+
+def _assemble(config: Config, adapter: Path | None, *, lazy: bool) -> Policy:
+    if lazy:
+        model, tokenizer, path = outline_files(config.model)
+    else:
+        path = find_model(config.model)
+        model, tokenizer = load_files(path, config.model)
     policy = Policy(model, tokenizer, path, config)
     if adapter is None and config.policy.adapter_path is not None:
         adapter = Path(config.policy.adapter_path).expanduser()
@@ -234,14 +276,11 @@ def load_policy(config: Config, *, adapter: Path | None = None) -> Policy:
     else:
         policy.adapter_config = _new_adapter(model, config)
     _make_trainable(policy)
-    mx.eval(model.parameters())
     model.eval()
     require(
         policy.trainable > 0,
         "Nothing would train: policy.lora_parameters.keys matches no layer of this model.",
     )
-    policy.tap_head()
-    policy.share_prompts()
     return policy
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from simko_mlx import checkpoint, data, rundir
+from simko_mlx import checkpoint, data, memory, rundir
 from simko_mlx.advice import GapWatch, SignalWatch
 from simko_mlx.collect import collect
 from simko_mlx.config import Config, semantic
@@ -160,6 +160,7 @@ class _Run:
         saved: tuple[Path, dict[str, Any]] | None,
     ) -> RunSummary:
         self.interrupts = interrupts
+        self._plan(saved[1].get("plan") if saved else None)
         checkpoint.clean(self.run_dir)
         if saved is not None:
             self._restore(*saved)
@@ -185,6 +186,14 @@ class _Run:
             return self._train()
         finally:
             self.logger.close()
+
+    def _plan(self, saved: dict[str, Any] | None) -> None:
+        """Tells and limits the memory that the run takes, before it has a folder with anything."""
+        prompts = [*self.train_prompts, *self.eval_prompts]
+        longest = max(len(ids) for _, ids in prompts)
+        step = self.state.learner.step
+        self.memory = memory.prepare(self.policy, self.config, step, longest, saved)
+        self.notes += self.memory.notes
 
     def _train(self) -> RunSummary:
         try:
@@ -297,6 +306,7 @@ class _Run:
             "semantic": semantic(self.config),
             "problems": self.fingerprint,
             "logs": self.jsonl.offsets(),
+            "plan": self.memory.to_json(),
         }
         adapter = self.policy.adapter_files()
         files = {
@@ -340,6 +350,7 @@ class _Run:
             "group_size": config.rollout.group_size,
             "loss": config.loss.name,
             "stop_tokens": stops,
+            "memory": self.memory.to_json(),
             "notes": self.notes,
         }
 

@@ -30,14 +30,14 @@ LAYERS = [
         "selftest",
         "step",
     },
-    {"planner"},
+    {"memory", "planner"},
     {"collect", "trainer", "evaluate", "run_evaluations", "doctor"},
     {"cli"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 PURE = ("simko_mlx.types", "simko_mlx.verifiers")
 FILE_LINES, FUNCTION_LINES, COMMAND_LINES = 400, 60, 80
-COMMANDS = ("train", "eval", "doctor")
+COMMANDS = ("train", "eval", "plan", "doctor")
 
 
 def sources(*folders: str) -> list[Path]:
