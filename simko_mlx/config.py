@@ -122,7 +122,9 @@ class OptimConfig:
     head_chunk: int | None = execution(None)  # tokens at a time through the head; None: by memory
     # auto: Metal's kernels once they agreed with plain MLX; metal: without asking
     head_backend: Literal["auto", "portable", "metal", "reference"] = execution("auto")
-    compile: bool = execution(True)  # fuses operations of the training step, where that works
+    # fuses operations of the training step; None: on a GPU (on a CPU the compiler takes up to a
+    # minute the first time, for a step that is some 10 % faster)
+    compile: bool | None = execution(None)
 
 
 @dataclass

@@ -269,7 +269,7 @@ def _assemble(config: Config, adapter: Path | None, *, lazy: bool) -> Policy:
         "not quantised.",
     )
     mx.random.seed(config.seed)
-    model.freeze()
+    _freeze(policy)
     if adapter is not None:
         policy.adapter_config = _start_from(model, adapter, config)
         policy.notes += _ignored(policy.adapter_config, config)
@@ -281,6 +281,7 @@ def _assemble(config: Config, adapter: Path | None, *, lazy: bool) -> Policy:
         policy.trainable > 0,
         "Nothing would train: policy.lora_parameters.keys matches no layer of this model.",
     )
+    _check_runs(policy)
     return policy
 
 
@@ -292,6 +293,25 @@ def load_base(config: Config) -> Policy:
     model.eval()
     policy.tap_head()
     return policy
+
+
+def _freeze(policy: Policy) -> None:
+    try:
+        policy.model.freeze()
+    except AttributeError as error:  # a class of mlx-lm that isn't initialised as a Module
+        name = type(policy.model).__module__
+        raise UserError(f"{name} can't be fine-tuned, nor by mlx-lm itself: {error}.") from error
+
+
+def _check_runs(policy: Policy) -> None:
+    """Some models read the weights of layers that mlx-lm puts LoRA on."""
+    try:
+        policy.dtype  # noqa: B018
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"The model {policy.config.model} can't run with this adapter ({error}): choose its "
+            "layers with policy.lora_parameters.keys, e.g. [self_attn.q_proj, self_attn.v_proj]."
+        ) from error
 
 
 def _is_quantized(model: nn.Module) -> bool:

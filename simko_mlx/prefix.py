@@ -11,7 +11,13 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import (
+    ArraysCache,
+    CacheList,
+    KVCache,
+    RotatingKVCache,
+    make_prompt_cache,
+)
 
 Lengths = int | mx.array
 """How many of the prefix's tokens are real: one number (or scalar array) for all prompts, or (P,)
@@ -117,7 +123,33 @@ class PrefixState(ArraysCache):
             self.cache = list(arrays)
 
 
-Prefix = PrefixCache | PrefixState
+class PrefixList:
+    """The caches of one layer that has several, such as attention beside a recurrence."""
+
+    def __init__(self, caches: Sequence[Prefix]):
+        self.caches = list(caches)
+
+    def __getitem__(self, index: int) -> Prefix:
+        return self.caches[index]
+
+    def fan_out(self, rows: int, lengths: Lengths) -> None:
+        for cache in self.caches:
+            cache.fan_out(rows, lengths)
+
+    def arrays(self) -> list[Any]:
+        """For each of them a list."""
+        return [cache.arrays() for cache in self.caches]
+
+    def with_arrays(self, arrays: Sequence[Any]) -> PrefixList:
+        pairs = zip(self.caches, arrays, strict=True)
+        return PrefixList([cache.with_arrays(mine) for cache, mine in pairs])
+
+    def take(self, arrays: Sequence[Any]) -> None:
+        for cache, mine in zip(self.caches, arrays, strict=True):
+            cache.take(mine)
+
+
+Prefix = PrefixCache | PrefixState | PrefixList
 
 
 def _for_rows(x: mx.array, rows: int) -> mx.array:
@@ -138,19 +170,31 @@ def prefix_caches(model: nn.Module) -> list[Prefix] | str:
 
     They stand in for what mlx-lm's ``make_prompt_cache`` gives.
     """
-    caches: list[Prefix] = []
-    for cache in make_prompt_cache(model):
+    return _stand_ins(make_prompt_cache(model))
+
+
+def _stand_ins(caches: Sequence[Any]) -> list[Prefix] | str:
+    found: list[Prefix] = []
+    for cache in caches:
         if type(cache) is KVCache:
-            caches.append(PrefixCache())
+            found.append(PrefixCache())
         elif type(cache) is RotatingKVCache and cache.keep == 0:
-            caches.append(PrefixCache(window=cache.max_size))
+            found.append(PrefixCache(window=cache.max_size))
         elif type(cache) is ArraysCache:
-            caches.append(PrefixState(len(cache.cache)))
+            found.append(PrefixState(len(cache.cache)))
+        elif type(cache) is CacheList:
+            several = _stand_ins(cache.caches)
+            if isinstance(several, str):
+                return several
+            found.append(PrefixList(several))
         else:
             return f"{type(cache).__name__} can't be shared between rows"
-    return caches
+    return found
 
 
-def is_recurrent(caches: Sequence[Any]) -> bool:
+def is_recurrent(caches: Sequence[Prefix]) -> bool:
     """Whether a prompt must be exactly as long as it is, since padding would change the state."""
-    return any(isinstance(cache, PrefixState) for cache in caches)
+    return any(
+        is_recurrent(cache.caches) if isinstance(cache, PrefixList) else type(cache) is PrefixState
+        for cache in caches
+    )

@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from simko_mlx.prefix import PrefixCache, PrefixState
+from simko_mlx.prefix import Prefix
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def _checkpointed(original: Callable[..., Any], mine: set[int]) -> Callable[...,
             return original(layer, *args, **kwargs)
         trainable = layer.trainable_parameters()
         given = {**{str(i): arg for i, arg in enumerate(args)}, **kwargs}
-        caches = {name: x for name, x in given.items() if isinstance(x, (PrefixCache, PrefixState))}
+        caches = {name: x for name, x in given.items() if isinstance(x, Prefix)}
         floats = {name: x for name, x in given.items() if _is_float(x)}
 
         # As they are now: the backward pass runs the inside again, when they have gone on.

@@ -27,6 +27,12 @@ ARRAYS = ("tokens", "loss_mask", "advantages", "correct", "normalizer")
 MEASURED = ("old_logprobs", "ref_logprobs")
 
 
+def wanted(config: Config) -> bool:
+    """Whether the config asks for a compiled step."""
+    on_gpu = mx.default_device().type == mx.DeviceType.gpu
+    return on_gpu if config.optim.compile is None else config.optim.compile
+
+
 class Step:
     """``step(batch)`` is the batch's share of the loss with its gradient, not evaluated yet.
 
@@ -44,7 +50,7 @@ class Step:
         self.problem: str | None = None
         self._compiled: dict[Any, Any] = {}
         # Prompts that can't be padded would bring a new shape with each length.
-        if config.optim.compile and config.loss.kl_coef == 0 and policy.way != "exact":
+        if wanted(config) and config.loss.kl_coef == 0 and policy.way != "exact":
             self.problem = None if trusted else self._try()
             self.compiles = self.problem is None
 

@@ -14,6 +14,8 @@ SMALL: dict[str, Any] = {
     "steps": 4,
     "data.size": 40,
     "data.heldout": 12,
+    "memory.plan": False,
+    "memory.dry_step": False,
     "rollout.problems_per_step": 4,
     "rollout.group_size": 4,
     "rollout.max_completion_length": 12,

@@ -9,7 +9,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from mlx_lm.utils import _get_classes, load_model
+from mlx_lm.utils import load_model
 
 from simko_mlx.config import Config
 from simko_mlx.head_tap import HeadTap, find_head
@@ -17,81 +17,41 @@ from simko_mlx.kernels import HeadStatistics
 from simko_mlx.model_files import EMBEDDED
 from simko_mlx.policy import load_policy
 from simko_mlx.types import TokenBatch, UserError
-from tests.models import COMMON, make_model
+from tests import families
+from tests.families import config_of
+from tests.models import make_model
 from tests.runs import small_config
 
-SLIDING = {"head_dim": 8, "sliding_window": 8, "sliding_window_pattern": 2}
-COHERE = {"layer_norm_eps": 1e-5, "layer_norm_bias": False}
-GRANITE = {
-    "logits_scaling": 8.0,
-    "attention_multiplier": 0.35,
-    "embedding_multiplier": 12.0,
-    "residual_multiplier": 0.22,
-    "attention_bias": False,
-    "mlp_bias": False,
-    "tie_word_embeddings": True,
-}
-MOE = {
-    "head_dim": 8,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "decoder_sparse_step": 1,
-    "moe_intermediate_size": 32,
-    "norm_topk_prob": True,
-    "mlp_only_layers": [],
-    "tie_word_embeddings": False,
-}
-MAMBA = {
-    "state_size": 8,
-    "conv_kernel": 4,
-    "use_bias": False,
-    "use_conv_bias": True,
-    "time_step_rank": 4,
-    "tie_word_embeddings": True,
-}
-GEMMA2 = {
-    "head_dim": 8,
-    "attn_logit_softcapping": 50.0,
-    "final_logit_softcapping": 30.0,
-    "query_pre_attn_scalar": 8,
-}
-# family -> (what its config needs, whether the head is the embedding, scale, cap)
-FAMILIES: dict[str, tuple[dict[str, Any], bool, float, float | None]] = {
-    "llama": ({"tie_word_embeddings": False}, False, 1.0, None),
-    "qwen2": ({"tie_word_embeddings": True}, True, 1.0, None),
-    "qwen3": ({"tie_word_embeddings": True, "head_dim": 8}, True, 1.0, None),
-    "qwen3_moe": (MOE, False, 1.0, None),
-    "gemma": ({"head_dim": 8}, True, 1.0, None),
-    "gemma2": (GEMMA2, True, 1.0, 30.0),
-    "gemma3_text": (SLIDING, False, 1.0, None),
-    "cohere": ({"logit_scale": 0.0625, **COHERE}, True, 0.0625, None),
-    "cohere2": ({"logit_scale": 0.3, **SLIDING, **COHERE}, True, 0.3, None),
-    "granite": (GRANITE, True, 0.125, None),
-    "minicpm": (
-        {"dim_model_base": 16, "scale_depth": 1.4, "scale_emb": 12, "tie_word_embeddings": False},
-        *(False, 1.0, None),
-    ),
-    "phi": ({"layer_norm_eps": 1e-5, "partial_rotary_factor": 0.5}, False, 1.0, None),
-    "phi3": ({}, False, 1.0, None),
-    "olmo2": ({}, True, 1.0, None),
-    "smollm3": ({}, True, 1.0, None),
-    "glm4": (
-        {"head_dim": 8, "attention_bias": False, "partial_rotary_factor": 0.5},
-        *(False, 1.0, None),
-    ),
-    "starcoder2": ({"norm_epsilon": 1e-5, "tie_word_embeddings": True}, True, 1.0, None),
-    "mamba": (MAMBA, True, 1.0, None),
+# family -> (whether the head is the embedding, scale, cap)
+HEADS: dict[str, tuple[bool, float, float | None]] = {
+    "llama": (False, 1.0, None),
+    "mistral": (False, 1.0, None),
+    "qwen2": (True, 1.0, None),
+    "qwen3": (True, 1.0, None),
+    "qwen3_moe": (False, 1.0, None),
+    "gemma": (True, 1.0, None),
+    "gemma2": (True, 1.0, 5.0),
+    "gemma3_text": (False, 1.0, None),
+    "cohere": (True, 0.0625, None),
+    "cohere2": (True, 0.3, None),
+    "granite": (True, 0.125, None),
+    "minicpm": (False, 1.0, None),
+    "phi": (False, 1.0, None),
+    "phi3": (False, 1.0, None),
+    "olmo2": (True, 1.0, None),
+    "smollm3": (True, 1.0, None),
+    "glm4": (False, 1.0, None),
+    "starcoder2": (True, 1.0, None),
+    "lfm2": (True, 1.0, None),
+    "falcon_h1": (True, 0.0390625 / 5.656854249492381, None),
+    "mamba": (True, 1.0, None),
 }
 
 
 def build(family: str, dtype: mx.Dtype = mx.float32) -> Any:
-    config = {"model_type": family, "vocab_size": 200, **COMMON, **FAMILIES[family][0]}
-    model_class, args_class = _get_classes(config)
-    mx.random.seed(0)
-    model = model_class(args_class.from_dict(config))
+    model = families.build(config_of(family, 200))
     model.apply(lambda a: mx.random.normal(a.shape) * 0.3 if a.ndim > 1 else a)
     model.apply(lambda a: a.astype(dtype))
-    model.eval()
     return model
 
 
@@ -101,9 +61,9 @@ def found(model: Any) -> HeadTap:
     return tap
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", HEADS)
 def test_the_head_of_each_family_is_found_with_what_follows_it(family):
-    _, tied, scale, cap = FAMILIES[family]
+    tied, scale, cap = HEADS[family]
     model = build(family)
     names = [name for name, _ in tree_flatten(model.parameters())]
     tap = found(model)
@@ -121,7 +81,7 @@ def test_the_head_of_each_family_is_found_with_what_follows_it(family):
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "cohere", "granite"])
 def test_in_half_precision_too(family, dtype):
     tap = found(build(family, dtype))
-    assert (tap.scale, tap.softcap) == (FAMILIES[family][2], FAMILIES[family][3])
+    assert (tap.scale, tap.softcap) == HEADS[family][1:]
     assert tap.dtype == dtype
 
 

@@ -1,0 +1,8 @@
+"""Reward functions for short runs, in a file that a worker process imports quickly."""
+
+from __future__ import annotations
+
+
+def lower_case(completions: list[str]) -> list[float]:
+    """How much of a completion is lower case: random models differ in that, too."""
+    return [sum(c.islower() for c in text) / max(1, len(text)) for text in completions]
