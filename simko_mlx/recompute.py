@@ -45,24 +45,51 @@ def _checkpointed(original: Callable[..., Any], mine: set[int]) -> Callable[...,
 
         # As they are now: the backward pass runs the inside again, when they have gone on.
         before = {name: c.with_arrays(c.arrays()) for name, c in caches.items()}
+        random: list[mx.array] = []
+        again = False
 
         def inside(trainable: Any, floats: Any, states: Any) -> Any:
             layer.update(trainable)
             copies = {name: c.with_arrays(states[name]) for name, c in before.items()}
             here = {**given, **floats, **copies}
             some = [here.pop(str(i)) for i in range(len(args))]
-            out = original(layer, *some, **here)
+            with _same_dropout(random, again):
+                out = original(layer, *some, **here)
             return out, {name: c.arrays() for name, c in copies.items()}
 
         states = {name: c.arrays() for name, c in caches.items()}
         run: Any = mx.checkpoint(inside)
         out, after = run(trainable, floats, states)
+        again = True
         layer.update(trainable)  # not what the inside was traced with
         for name, cache in caches.items():
             cache.take(after[name])
         return out
 
     return call
+
+
+@contextmanager
+def _same_dropout(states: list[mx.array], again: bool) -> Iterator[None]:
+    """Within the block, dropout leaves in ``states`` what it draws from, or, ``again``, draws the
+    same from there: otherwise the gradient would be that of other masks than the loss."""
+    module: Any = mx.random
+    original = module.bernoulli
+    before = iter(states)
+
+    def bernoulli(*args: Any, **kwargs: Any) -> mx.array:
+        if again:
+            # As MLX's generator does: one half is its next state, the other the key.
+            kwargs["key"] = mx.random.split(next(before))[1]
+        else:
+            states.append(module.state[0])
+        return original(*args, **kwargs)
+
+    module.bernoulli = bernoulli
+    try:
+        yield
+    finally:
+        module.bernoulli = original
 
 
 def _is_float(x: Any) -> bool:

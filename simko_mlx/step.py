@@ -61,7 +61,7 @@ class Step:
             return self.gradient(trainable, layout, batch)
         fields = batch._asdict() | {"normalizer": mx.array(batch.normalizer, dtype=mx.float32)}
         names = [*ARRAYS, *(name for name in MEASURED if fields[name] is not None)]
-        key = (layout.key, tuple(names))
+        key = (layout.key, tuple(names), self.policy.model.training)  # dropout is traced in
         if key not in self._compiled:
             self._compiled[key] = self._compile(layout)
         arrays = {name: fields[name] for name in names}

@@ -70,7 +70,7 @@ def main() -> int:
         (os, "rename"),
         (os, "replace"),
         (learner.mx, "eval"),
-        (rollout_module._Decoder, "_step"),
+        (rollout_module.Decoder, "_step"),
         (checkpoint, "prune"),
     ):
         moments.around(module, name)

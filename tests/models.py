@@ -50,6 +50,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "final_logit_softcapping": 30.0,
         "query_pre_attn_scalar": 8,
     },
+    "gemma3_text": {"head_dim": 8, "sliding_window": 8, "sliding_window_pattern": 2},
 }
 
 

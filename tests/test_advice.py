@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from simko_mlx.advantages import group_advantages
-from simko_mlx.advice import REMIND, SignalWatch
+from simko_mlx.advice import GAP, GAP_IN_HALF, REMIND, GapWatch, SignalWatch
 from simko_mlx.types import LENGTH, STOP, Completion, Problem, RolloutGroup, ScoredGroup, Verdict
 
 
@@ -50,3 +52,29 @@ def test_one_step_with_signal_starts_the_count_again():
     quiet, loud = [group([0, 0])], [group([0, 1])]
     said = watch([quiet, quiet, loud, quiet, quiet, quiet])
     assert [bool(t) for t in said] == [False] * 5 + [True]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "limit"),
+    [("float32", GAP["float32"]), ("bfloat16", GAP_IN_HALF), ("float16", GAP_IN_HALF)],
+)
+def test_a_gap_is_told_when_rounding_does_not_explain_it(dtype, limit):
+    watch = GapWatch(dtype)
+    assert [watch.look(gap) for gap in (0.0, 0.5 * limit, limit)] == [None] * 3
+    text = watch.look(1.01 * limit) or ""
+    assert text.startswith("Warning: ") and dtype in text
+    assert f"{1.01 * limit:.2g} between sampling and training" in text and f"({limit:.2g})" in text
+
+
+def test_a_gap_is_told_again_when_it_has_grown_tenfold():
+    watch = GapWatch("float32")
+    gaps = [0.002, 0.002, 0.019, 0.0201, 0.0201, 0.2, 0.3, 0.001, 0.25, 30.0, float("inf")]
+    said = [bool(watch.look(gap)) for gap in gaps]
+    assert said == [True, False, False, True, False, False, True, False, False, True, True]
+    assert watch.look(float("inf")) is None
+
+
+def test_a_gap_that_is_no_number_is_left_to_others():
+    watch = GapWatch("float32")
+    assert watch.look(float("nan")) is None
+    assert watch.look(0.002) is not None

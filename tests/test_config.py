@@ -284,3 +284,47 @@ def test_rescaling_a_schedule_twice_is_rescaling_it_once(tmp_path):
         folder.mkdir()
         (folder / "config.yaml").write_text(dump(config))
         assert resume_config(folder, environ=environ).config == config
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        ("rollout.top_p=0", "rollout.top_p is 0.0: it must be above 0, and at most 1"),
+        ("rollout.top_p=-0.5", "rollout.top_p is -0.5: it must be above 0"),
+        ("rollout.top_p=1.01", "rollout.top_p is 1.01: it must be above 0, and at most 1"),
+        ("rollout.top_k=-1", "rollout.top_k is -1: it must be at least 0"),
+        ("optim.microbatch_tokens=-1", "optim.microbatch_tokens is -1: it must be at least 0"),
+        ("rollout.top_p=null", "rollout.top_p is None; it must be a number"),
+        ("rollout.top_k=2.5", "rollout.top_k is 2.5; it must be a whole number"),
+        (
+            "optim.microbatch_tokens=many",
+            "optim.microbatch_tokens is 'many'; it must be a whole number",
+        ),
+        ("optim.compile=1", "optim.compile is 1; it must be true or false"),
+        ("grad_checkpoint=some", "grad_checkpoint is 'some'; it must be true or false"),
+    ],
+)
+def test_wrong_limits_pieces_and_switches_are_told_with_key_and_fix(item, words):
+    with pytest.raises(UserError) as error:
+        resolve(None, environ={}, sets=[item])
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        *("rollout.top_p=1", "rollout.top_p=0.001", "rollout.top_k=0", "rollout.top_k=100000"),
+        *("optim.microbatch_tokens=0", "optim.microbatch_tokens=null", "optim.compile=false"),
+        "grad_checkpoint=true",
+    ],
+)
+def test_limits_pieces_and_switches_that_are_right(item):
+    resolve(None, environ={}, sets=[item])
+
+
+def test_what_is_drawn_is_fixed_for_a_run_but_not_how_it_is_computed():
+    base = semantic(resolve(None, environ={}).config)
+    for item in ("rollout.top_p=0.9", "rollout.top_k=5"):
+        assert semantic(resolve(None, environ={}, sets=[item]).config) != base
+    for item in ("optim.microbatch_tokens=5", "optim.compile=false", "grad_checkpoint=true"):
+        assert semantic(resolve(None, environ={}, sets=[item]).config) == base

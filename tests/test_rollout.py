@@ -265,3 +265,37 @@ def test_prompts_of_one_token_and_completions_of_one_token(qwen2, length):
                 length=length,
             )
             assert list(completion.token_ids) == tokens
+
+
+def test_each_group_is_handed_over_as_soon_as_its_last_completion_has_ended(qwen2):
+    policy = make_policy(qwen2, length=60)
+    prompts, _ = policy.prompts.encode_all(problems(5), None)
+    given, unfinished, left = {}, [], [0]
+
+    def on_group(place, group):
+        assert place not in given
+        given[place] = group
+        unfinished.append(left[0])
+
+    def progress(done, total, tokens):
+        left[0] = total - done
+        assert total == 20 and tokens >= done
+
+    settings = Sampling(4, 60, 1.0, 0, 1, 4, 512)
+    groups = rollout(policy, prompts, settings, progress, on_group=on_group)
+    assert [given[i] for i in range(5)] == groups
+    assert unfinished[0] > 4  # others still decode
+    assert left[0] == 0
+
+
+def test_limits_on_what_is_drawn_reach_the_decoder(qwen2):
+    policy = make_policy(qwen2)
+    greedy = sample(policy, 2, top_k=1)
+    for group in greedy:
+        assert len({c.token_ids for c in group.completions}) == 1
+    nucleus = sample(policy, 2, top_p=1e-6)
+    assert [g.completions for g in nucleus] == [g.completions for g in greedy]
+    batch = group_batch(greedy[0])
+    stats = policy.statistics(batch, simko_k=1, temperature=1.0)
+    decoded = pad([c.logprobs for c in greedy[0].completions])
+    assert mx.abs((stats.logprobs - decoded) * batch.loss_mask).max().item() < 2e-5
