@@ -110,10 +110,10 @@ def count_parameters(model: Any) -> dict[str, int]:
 
 def process_growth(resident: int) -> int:
     """Bytes that the process had at its largest beyond these; 0 where the system doesn't tell."""
-    return max(0, _process_bytes("VmHWM") - resident) if resident else 0
+    return max(0, process_bytes("VmHWM") - resident) if resident else 0
 
 
-def _process_bytes(name: str) -> int:
+def process_bytes(name: str) -> int:
     found = dict(fields("/proc/self/status")).get(name)
     return int(found.split()[0]) * 1024 if found else 0
 
@@ -125,4 +125,4 @@ def reset_process_peak() -> int:
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except (OSError, AttributeError):
         return 0
-    return _process_bytes("VmRSS")
+    return process_bytes("VmRSS")
