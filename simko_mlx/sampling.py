@@ -14,6 +14,8 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.sample_utils import apply_top_k, apply_top_p
 
+from simko_mlx.kernels.exponential import exp
+
 BLOCK = 128
 
 
@@ -47,7 +49,7 @@ def draw(
     """
     rows, vocabulary = logits.shape
     top = logits.max(axis=-1, keepdims=True)
-    e = mx.exp(logits - top)
+    e = exp(logits - top)
     blocks = -(-vocabulary // BLOCK)
     whole = _blocks(e, blocks)
     masses = whole.sum(axis=-1)

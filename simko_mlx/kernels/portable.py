@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from simko_mlx.kernels.exponential import exp
 from simko_mlx.kernels.head import Head
 from simko_mlx.kernels.statistics import Coefficients, RowSums, is_lost, row_sum
 from simko_mlx.kernels.topk import top_k
@@ -81,7 +82,7 @@ def forward(
     special = special_ids(tokens, ids, simko_k)
     below = mx.put_along_axis(z, special, mx.array(-mx.inf), axis=-1) - shift
     below = mx.maximum(below, NEGLIGIBLE)
-    e = mx.exp(below)
+    e = exp(below)
     mass = row_sum(e)[:, None]
     weighted = row_sum(e * below)[:, None]
 
@@ -138,7 +139,7 @@ def recompute(
 
     def derivative(below: mx.array, mass: mx.array) -> mx.array:
         below = mx.maximum(below, NEGLIGIBLE)
-        return -mx.exp(below) / total * (mass + entropy * (below + depth))
+        return -exp(below) / total * (mass + entropy * (below + depth))
 
     # The special columns from the logits that the sums were made of: another path to the same
     # logit may round differently, and at the top that is more than all that is left.
