@@ -101,7 +101,7 @@ def compaction(model: Any, work: Work) -> tuple[float, int]:
     """The share of a run's CPU seconds that goes into dropping finished rows, and how often."""
     decoder, rows = make_decoder(model, work)
     spent: list[float] = []
-    compact = decoder._compact
+    compact = decoder.compact
 
     def timed(batch: Any, alive: list[int]) -> None:
         mx.synchronize()
@@ -111,7 +111,7 @@ def compaction(model: Any, work: Work) -> tuple[float, int]:
         spent.append(time.process_time() - start)
 
     start = time.process_time()
-    with mock.patch.object(decoder, "_compact", timed):
+    with mock.patch.object(decoder, "compact", timed):
         for _ in decoder.run(rows, lambda row: None):
             pass
     return sum(spent) / (time.process_time() - start), len(spent)

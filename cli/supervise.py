@@ -71,7 +71,9 @@ def run(config: Config, run_dir: Path, arguments: Mapping[str, list[str]], *, re
 
 def arguments(options: Mapping[str, Any]) -> dict[str, list[str]]:
     """What of a command line a supervised run is given: when it starts, and when it goes on."""
-    going_on: list[str] = [f"--{name}={options[name]}" for name in FLAGS if options[name]]
+    going_on: list[str] = [
+        f"--{name}={options[name]}" for name in FLAGS if options[name] is not None
+    ]
     for assignment in options["sets"]:
         going_on += ["--set", assignment]
     going_on += ["--plain"] if options["plain"] else []

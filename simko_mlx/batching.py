@@ -10,6 +10,7 @@ import numpy as np
 
 from simko_mlx.types import LENGTH, RolloutGroup, ScoredGroup, TokenBatch
 
+MEASURED_PER_PROBLEM = 8  # completions whose token statistics an evaluation takes
 LEAST = 8  # the smallest unit that lengths are padded to
 
 

@@ -48,7 +48,7 @@ class Settings:
 
 
 @dataclass
-class _Batch:
+class Batch:
     """The rows under way with their caches, and the tokens (B,) that they go on with."""
 
     rows: list[Row]
@@ -60,6 +60,8 @@ class Decoder:
     """Decodes rows to their ends.
 
     ``ragged`` says whether rows of different lengths may share a batch (see ``can_decode_ragged``).
+    ``prefilled`` holds the caches of prompts of which rows wait. (``planner_decoding.py`` follows
+    the same steps without evaluating them.)
     """
 
     def __init__(
@@ -79,25 +81,29 @@ class Decoder:
         self.ragged = ragged and all(len(prompt) > 1 for prompt in prompts)
         self.waiting: deque[Row] = deque()
         self._users: Counter[int] = Counter()
-        self._prefilled: dict[int, list[Any]] = {}
+        self.prefilled: dict[int, list[Any]] = {}
 
     def run(self, rows: Sequence[Row], finished: Callable[[Row], None]) -> Iterator[None]:
         """Decodes all rows, in order; calls ``finished`` for each as it ends. Yields after each
         token of the batch."""
+        self.queue(rows)
+        while self.waiting:
+            yield from self._decode(self.first_batch(), finished)
+
+    def queue(self, rows: Sequence[Row]) -> None:
+        """These rows wait from now on."""
         self.waiting = deque(rows)
         self._users = Counter(row.prompt for row in rows)
-        while self.waiting:
-            yield from self._decode(self._first_batch(), finished)
 
     # --- one batch ----------------------------------------------------------------------------
 
-    def _decode(self, batch: _Batch, finished: Callable[[Row], None]) -> Iterator[None]:
+    def _decode(self, batch: Batch, finished: Callable[[Row], None]) -> Iterator[None]:
         pending: tuple[mx.array, mx.array, list[Row]] | None = None
         while True:
             drawn = None
             if any(not row.done and row.drawn < row.limit for row in batch.rows):
                 # One token ahead: the next step is queued before the last one's tokens are read.
-                batch.tokens, logprobs = self._step(batch)
+                batch.tokens, logprobs = self.step(batch)
                 mx.async_eval(batch.tokens, logprobs)
                 drawn = (batch.tokens, logprobs, batch.rows)
             if pending is not None:
@@ -108,9 +114,9 @@ class Decoder:
             if pending is None and not alive and not self._can_refill(batch):
                 return
             if len(alive) <= COMPACT_AT * len(batch.rows):
-                self._compact(batch, alive)
+                self.compact(batch, alive)
 
-    def _step(self, batch: _Batch) -> tuple[mx.array, mx.array]:
+    def step(self, batch: Batch) -> tuple[mx.array, mx.array]:
         """The next token of each row and its log-prob in float32 of softmax(logits / T)."""
         settings = self.settings
         random = uniforms(token_key(row.hasher, row.drawn) for row in batch.rows)
@@ -137,12 +143,12 @@ class Decoder:
                     row.done = True
                     finished(row)
 
-    def _can_refill(self, batch: _Batch) -> bool:
+    def _can_refill(self, batch: Batch) -> bool:
         if not (self.waiting and self.ragged):
             return False
         return all(hasattr(c, "filter") and hasattr(c, "extend") for c in batch.caches)
 
-    def _compact(self, batch: _Batch, alive: list[int]) -> None:
+    def compact(self, batch: Batch, alive: list[int]) -> None:
         """Drops finished rows, where the caches let them go, and takes in waiting ones."""
         refill = self._can_refill(batch)
         if not all(hasattr(c, "filter") or type(c) is KVCache for c in batch.caches):
@@ -167,7 +173,7 @@ class Decoder:
 
     # --- rows to begin with ---------------------------------------------------------------------
 
-    def _first_batch(self) -> _Batch:
+    def first_batch(self) -> Batch:
         lengths = {len(self.prompts[row.prompt]) for row in list(self.waiting)[: self._width()]}
         refill = len(self.waiting) > self._width()
         caches = self._prompt(self.waiting[0].prompt)
@@ -175,17 +181,17 @@ class Decoder:
         if plain and len(lengths) == 1 and not (refill and self.ragged):
             # Prompts of one length: plain caches with a row per completion, which need no mask.
             rows = self._take(self._width())
-            return _Batch(rows, self._repeated(rows), self._last(rows))
+            return Batch(rows, self._repeated(rows), self._last(rows))
         if self.ragged:
             rows = self._take(self._width())
-            return _Batch(rows, self._merged(rows), self._last(rows))
+            return Batch(rows, self._merged(rows), self._last(rows))
         if plain:
             rows = self._take(self._alike())
-            return _Batch(rows, self._repeated(rows), self._last(rows))
+            return Batch(rows, self._repeated(rows), self._last(rows))
         # E.g. chunked attention: one row at a time, the same tokens.
         rows = self._take(1)
         caches = copy.deepcopy(self._prompt(rows[0].prompt, last=True))
-        return _Batch(rows, caches, self._last(rows))
+        return Batch(rows, caches, self._last(rows))
 
     def _width(self) -> int:
         return min(self.settings.width, len(self.waiting))
@@ -208,13 +214,13 @@ class Decoder:
 
     def _prompt(self, prompt: int, *, last: bool = False) -> list[Any]:
         """The caches after a prompt; it is run once, and kept while rows of it wait."""
-        if prompt not in self._prefilled:
-            self._prefilled[prompt] = prefill(
+        if prompt not in self.prefilled:
+            self.prefilled[prompt] = prefill(
                 self.model, self.prompts[prompt], self.settings.prefill_chunk
             )
-        caches = self._prefilled[prompt]
+        caches = self.prefilled[prompt]
         if last and not self._users[prompt]:
-            del self._prefilled[prompt]
+            del self.prefilled[prompt]
         return caches
 
     def _layers(self, rows: list[Row]) -> tuple[list[tuple[Any, ...]], mx.array]:

@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from simko_mlx import checkpoint, data
-from simko_mlx.batching import group_batch
+from simko_mlx.batching import MEASURED_PER_PROBLEM, group_batch
 from simko_mlx.config import Config, validate_k
 from simko_mlx.config_sources import from_run
 from simko_mlx.loggers import Logger
@@ -26,7 +26,6 @@ from simko_mlx.rollout import Sampling, rollout
 from simko_mlx.types import LENGTH, Problem, RolloutGroup, UserError, Verdict, require
 from simko_mlx.verifiers.pool import VerifierPool, pool_for
 
-MEASURED_PER_PROBLEM = 8  # completions whose token statistics are taken
 Prompts = Sequence[tuple[Problem, tuple[int, ...]]]
 
 
@@ -167,6 +166,8 @@ class _Tally:
             stats = policy.statistics(batch, simko_k=3, temperature=1.0, gradient=False)
             forking = forking_tokens(stats.entropy, batch.loss_mask, quantile)
             probs = mx.exp(stats.topk_logprobs)
+            # At once: what is left for later would keep the logits of all tokens until then.
+            mx.eval(stats.entropy, forking, probs)
             real = np.array(batch.loss_mask) > 0
             self.entropy.append(np.array(stats.entropy)[real])
             self.ranks.append(np.array(probs)[real])

@@ -183,14 +183,14 @@ class Learner:
     def _logprobs(self, microbatch: Microbatch) -> mx.array:
         # The same tokens and candidates as in the loss, so that the same sums are formed: where the
         # policy is still the base, the KL penalty is exactly 0, and Adam gets no noise to amplify.
-        stats = self.policy.statistics(
+        logprobs = self.policy.statistics(
             assemble(microbatch, self.config, normalizer=1.0, bucketed=self.step.compiles),
             simko_k=self.config.loss.simko_k,
             temperature=self.config.rollout.temperature,
             gradient=False,
-        )
-        mx.eval(stats.logprobs)
-        return stats.logprobs
+        ).logprobs  # of the others nothing is kept: they would hold the logits of all tokens
+        mx.eval(logprobs)
+        return logprobs
 
     def _gradient(
         self, microbatches: Sequence[Microbatch], normalizer: float, report: Report

@@ -13,7 +13,15 @@ import mlx.core as mx
 from simko_mlx import data
 from simko_mlx.config import Config, set_key
 from simko_mlx.kernels.budget import working_memory
-from simko_mlx.planner import Forecast, Shape, Unpredictable, forecast, largest_batch, step_peak
+from simko_mlx.planner import (
+    Forecast,
+    Memo,
+    Shape,
+    Unpredictable,
+    forecast,
+    largest_batch,
+    step_peak,
+)
 from simko_mlx.policy import Policy, load_outline
 from simko_mlx.step import Step
 from simko_mlx.types import UserError, require
@@ -55,24 +63,40 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def changes(policy: Policy, config: Config, found: Forecast, limit: int) -> list[Change]:
+def changes(
+    policy: Policy, config: Config, found: Forecast, limit: int, memo: Memo | None = None
+) -> list[Change]:
     """The smallest changes that make a run fit, those of one phase together; tried, not guessed.
 
     Empty where nothing here helps: then the model itself, or completions so long, are too much.
     """
+    if found.weights + found.optimizer > limit:
+        return []
     keys: dict[str, Any] = {}
-    here, now = copy.deepcopy(config), found
-    for phase, steps in (("step", _for_steps(config)), ("rollout", _for_rollouts(config))):
-        for key, value in steps:
-            peak = now.step if phase == "step" else max(now.rollout, now.evaluation)
-            if peak <= limit:
-                break
-            if key != "grad_checkpoint" and key in keys:
-                del keys[key]
+    here, memo = copy.deepcopy(config), {} if memo is None else memo
+    prompt = found.shape.prompt
+
+    def step(config: Config) -> int:
+        return step_peak(policy, config, prompt, memo=memo)
+
+    def rollout(config: Config) -> int:
+        now = forecast(policy, config, prompt, memo=memo)
+        return max(now.rollout, now.evaluation)
+
+    for peak, tries in ((step, [*_for_steps(config)]), (rollout, [*_for_rollouts(config)])):
+        if peak(here) <= limit:
+            continue
+        most = copy.deepcopy(here)
+        for key, value in tries:
+            set_key(most, key, value)
+        if peak(most) > limit:
+            return []
+        for key, value in tries:
             set_key(here, key, value)
             keys[key] = value
-            now = forecast(policy, here, found.shape.prompt)
-    return [Change(keys, now.peak)] if keys and now.peak <= limit else []
+            if peak(here) <= limit:
+                break
+    return [Change(keys, forecast(policy, here, prompt, memo=memo).peak)] if keys else []
 
 
 def _for_steps(config: Config) -> Iterator[tuple[str, Any]]:
@@ -92,13 +116,15 @@ def _for_rollouts(config: Config) -> Iterator[tuple[str, Any]]:
         yield "rollout.batch_size", rows
 
 
-def largest_microbatch(policy: Policy, config: Config, prompt: int, limit: int) -> int:
+def largest_microbatch(
+    policy: Policy, config: Config, prompt: int, limit: int, memo: Memo | None = None
+) -> int:
     """The most completions of a group per forward pass with which a step fits; 0 for none."""
-    here = copy.deepcopy(config)
+    here, memo = copy.deepcopy(config), {} if memo is None else memo
     rows = config.rollout.group_size
     while rows:
         here.optim.microbatch_size = rows
-        if step_peak(policy, here, prompt) <= limit:
+        if step_peak(policy, here, prompt, memo=memo) <= limit:
             return rows
         rows //= 2
     return 0
@@ -144,13 +170,16 @@ def look_ahead(config: Config, *, total: float | None = None) -> Outlook:
     policy = load_outline(config)
     prompt, notes = longest_prompt(policy, config)
     try:
-        found = forecast(policy, config, prompt)
+        memo: Memo = {}
+        found = forecast(policy, config, prompt, memo=memo)
         fits = found.peak <= limit
-        better = [] if fits else changes(policy, config, found, limit)
-        largest = largest_microbatch(policy, config, prompt, limit)
+        better = [] if fits else changes(policy, config, found, limit, memo)
+        largest = largest_microbatch(policy, config, prompt, limit, memo)
         saving = copy.deepcopy(config)
         saving.grad_checkpoint = True
-        most = max(largest, largest_microbatch(policy, saving, prompt, limit))
+        most = largest
+        if largest < config.rollout.group_size:
+            most = max(largest, largest_microbatch(policy, saving, prompt, limit, memo))
     except Unpredictable as error:
         raise UserError(
             f"The memory of {config.model} can't be told ({error}): start the run with "
@@ -286,7 +315,7 @@ def _set_limits(config: Config, limit: int, told: dict[str, Any] | None) -> None
 
 def dry_step(step: Step, shape: Shape) -> int:
     """Peak bytes of one microbatch of the largest shape, whose gradient is thrown away."""
-    batch = largest_batch(step.config, shape)
+    batch = largest_batch(step.config, shape, ragged=step.policy.way == "packed")
     model = step.policy.model
     mx.eval(model.parameters())
     model.train()

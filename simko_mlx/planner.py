@@ -6,74 +6,90 @@ the weights are arguments, so they need not even be loaded. Nothing here is fitt
 
 from __future__ import annotations
 
-import copy
+import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
+import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import make_prompt_cache
 
-from simko_mlx.batching import bucket
+from simko_mlx.batching import MEASURED_PER_PROBLEM, bucket
 from simko_mlx.config import Config
-from simko_mlx.decoding import COMPACT_AT
 from simko_mlx.forward import Layout, lay_out
-from simko_mlx.graphs import CPU, peak_bytes
+from simko_mlx.graphs import peak_bytes
+from simko_mlx.learner import make_optimizer
 from simko_mlx.losses import find_loss
 from simko_mlx.microbatches import token_budget
+from simko_mlx.planner_decoding import QUEUE, Rows, decoding_bytes
 from simko_mlx.policy import Policy
-from simko_mlx.sampling import draw
 from simko_mlx.step import Step
 from simko_mlx.types import TokenBatch
 
 ADAM_MOMENTS = 2
-KEPT_GRADIENTS = 1  # summed over microbatches while the next one runs
 
-
-# Where the queue's tasks end matters little to decoding, whose operations are alike.
-QUEUE = None if mx.default_device().type != mx.DeviceType.cpu else CPU._replace(phases=1)
+Memo = dict[Any, int]
+"""What has been told already: forecasts of configs that differ in one key have much in common."""
 
 
 @dataclass(frozen=True)
 class Shape:
     """The largest shapes of a run, in tokens and rows: ``prompt`` and ``completion`` tokens,
-    ``microbatch`` rows of a group in a training step, which so many ``groups`` share, ``rollout``
-    and ``evaluation`` rows decoded side by side, ``prompts`` of which caches are held at the start
-    of a batch."""
+    ``microbatch`` rows of a group in a training step, which so many ``groups`` share, and
+    ``microbatches`` of an update; what ``rollout`` and ``evaluations`` decode; ``measured`` rows of
+    which an evaluation takes statistics at once."""
 
     prompt: int
     completion: int
     microbatch: int
     groups: int
-    rollout: int
-    evaluation: int
-    prompts: int
+    microbatches: int
+    rollout: Rows
+    evaluations: tuple[Rows, ...]
+    measured: int
 
     @classmethod
     def of(cls, config: Config, prompt: int) -> Shape:
         """The largest shapes that a config allows, for prompts of at most ``prompt`` tokens."""
-        rollout, evaluation = config.rollout, config.eval
-        rows = rollout.problems_per_step * rollout.group_size
-        width = min(rollout.batch_size, rows)
-        tested = 0
-        if evaluation.before or evaluation.after:
-            tested = max(tested, evaluation.n * evaluation.problems)
-        if evaluation.every:
-            tested = max(tested, evaluation.every_n * evaluation.every_problems)
-        parts = min(config.optim.microbatch_size or rollout.group_size, rollout.group_size)
+        rollout, optim = config.rollout, config.optim
+        parts = min(optim.microbatch_size or rollout.group_size, rollout.group_size)
         tokens = bucket(prompt) + parts * bucket(rollout.max_completion_length)
+        problems = -(-rollout.problems_per_step // optim.minibatches)
+        groups = min(problems, max(1, token_budget(config) // tokens))
+        tested = _evaluations(config)
         return cls(
             prompt=prompt,
             completion=rollout.max_completion_length,
             microbatch=parts,
-            groups=min(rollout.problems_per_step, max(1, token_budget(config) // tokens)),
-            rollout=width,
-            evaluation=min(rollout.batch_size, tested),
-            prompts=min(rollout.problems_per_step, -(-width // rollout.group_size) + 1),
+            groups=groups,
+            microbatches=-(-problems * -(-rollout.group_size // parts) // groups),
+            rollout=Rows.of(rollout.problems_per_step, rollout.group_size, rollout.batch_size),
+            evaluations=tuple(dict.fromkeys(tested)),
+            measured=min(MEASURED_PER_PROBLEM, max((rows.group for rows in tested), default=0)),
         )
+
+    @property
+    def tested(self) -> int:
+        """Rows that the larger evaluation decodes side by side."""
+        return max((rows.rows for rows in self.evaluations), default=0)
+
+
+def _evaluations(config: Config) -> list[Rows]:
+    """What is decoded by the two kinds of evaluation, a part of the problems at a time."""
+    evaluation, width = config.eval, config.rollout.batch_size
+    kinds = []
+    if evaluation.before or evaluation.after:
+        kinds.append((evaluation.problems, evaluation.n))
+    if evaluation.every:
+        kinds.append((evaluation.every_problems, evaluation.every_n))
+    if not config.data.eval_path:
+        kinds = [(min(problems, config.data.heldout), n) for problems, n in kinds]
+    return [Rows.of(min(p, max(1, width // n)), n, width) for p, n in kinds if p]
 
 
 @dataclass(frozen=True)
@@ -97,7 +113,14 @@ class Forecast:
         return {**asdict(self), "peak": self.peak}
 
 
-def forecast(policy: Policy, config: Config, prompt: int, *, step: Step | None = None) -> Forecast:
+def forecast(
+    policy: Policy,
+    config: Config,
+    prompt: int,
+    *,
+    step: Step | None = None,
+    memo: Memo | None = None,
+) -> Forecast:
     """The memory of a run with this config, for prompts of at most ``prompt`` tokens.
 
     ``policy`` may be an outline (``load_outline``), whose weights are not in memory. ``step`` is
@@ -106,36 +129,65 @@ def forecast(policy: Policy, config: Config, prompt: int, *, step: Step | None =
     Raises:
         Unpredictable: the model does what can't be traced.
     """
-    shape = Shape.of(config, prompt)
-    step = step or Step(policy, config, find_loss(config.loss.name), trusted=True)
+    shape, memo = Shape.of(config, prompt), {} if memo is None else memo
     trainable = _nbytes(policy.model.trainable_parameters())
     weights, moments = _nbytes(policy.model.parameters()), ADAM_MOMENTS * trainable
     held = weights + moments
-    gradients = KEPT_GRADIENTS * trainable
+    update = step_peak(policy, config, prompt, step=step, memo=memo)
     with _settings(policy, config):
-        rollout = held + _decoding(policy, shape, shape.rollout)
-        alike = shape.evaluation == shape.rollout
-        return Forecast(
-            weights,
-            moments,
-            rollout=rollout,
-            evaluation=rollout if alike else held + _decoding(policy, shape, shape.evaluation),
-            step=held + gradients + _step(policy, step, shape),
-            shape=shape,
-        )
+        rollout = _decoding(policy, shape.rollout, shape, memo)
+        tested = [_decoding(policy, rows, shape, memo) for rows in shape.evaluations]
+        if shape.measured:
+            key = ("measuring", shape.measured, policy.chunk)
+            tested.append(_remembered(memo, key, partial(_measuring, policy, shape)))
+    return Forecast(
+        weights,
+        moments,
+        rollout=held + rollout,
+        evaluation=held + max(tested) if tested else 0,
+        step=update,
+        shape=shape,
+    )
 
 
-def step_peak(policy: Policy, config: Config, prompt: int) -> int:
+def step_peak(
+    policy: Policy,
+    config: Config,
+    prompt: int,
+    *,
+    step: Step | None = None,
+    memo: Memo | None = None,
+) -> int:
     """``Forecast.step`` alone.
 
     Raises:
         Unpredictable: the model does what can't be traced.
     """
-    step = Step(policy, config, find_loss(config.loss.name), trusted=True)
+    shape, memo = Shape.of(config, prompt), {} if memo is None else memo
     trainable = _nbytes(policy.model.trainable_parameters())
-    held = _nbytes(policy.model.parameters()) + (ADAM_MOMENTS + KEPT_GRADIENTS) * trainable
+    held = _nbytes(policy.model.parameters()) + ADAM_MOMENTS * trainable
     with _settings(policy, config):
-        return held + _step(policy, step, Shape.of(config, prompt))
+        step = step or Step(policy, config, find_loss(config.loss.name), trusted=True)
+        batch = (prompt, shape.completion, shape.microbatch, shape.groups)
+        key = ("step", batch, config.grad_checkpoint, policy.chunk, step.compiles)
+        gradient = _remembered(memo, key, partial(_gradient, policy, step, shape))
+        update = _remembered(memo, "update", partial(_update, policy, config))
+    # The gradients of the microbatches before are kept, as a sum.
+    kept = trainable if shape.microbatches > 1 else 0
+    return held + max(kept + gradient, trainable + update)
+
+
+def _remembered(memo: Memo, key: Any, tell: Callable[[], int]) -> int:
+    if key not in memo:
+        memo[key] = tell()
+    return memo[key]
+
+
+def _decoding(policy: Policy, rows: Rows, shape: Shape, memo: Memo) -> int:
+    def tell() -> int:
+        return decoding_bytes(policy, rows, shape.prompt, shape.completion)
+
+    return _remembered(memo, rows, tell)
 
 
 class Unpredictable(Exception):
@@ -167,8 +219,11 @@ def _settings(policy: Policy, config: Config) -> Iterator[None]:
         policy.model.train(training)
 
 
-def largest_batch(config: Config, shape: Shape, *, seed: int = 0) -> TokenBatch:
-    """A microbatch of the largest shape, of tokens drawn at random from the first few hundred."""
+def largest_batch(
+    config: Config, shape: Shape, *, ragged: bool = False, seed: int = 0
+) -> TokenBatch:
+    """A microbatch of the largest shape, of tokens drawn at random from the first hundred;
+    ``ragged``: its prompts differ in length."""
     rng = np.random.default_rng(seed)
     rows, width = shape.groups * shape.microbatch, shape.completion
     advantages = np.resize([1.0, -1.0], rows).astype(np.float32)
@@ -176,8 +231,8 @@ def largest_batch(config: Config, shape: Shape, *, seed: int = 0) -> TokenBatch:
     zeros = mx.zeros((rows, width))
     return TokenBatch(
         prompts=tuple(
-            tuple(int(i) for i in rng.integers(0, 100, size=shape.prompt))
-            for _ in range(shape.groups)
+            tuple(int(i) for i in rng.integers(0, 100, size=max(1, shape.prompt - p * ragged)))
+            for p in range(shape.groups)
         ),
         tokens=mx.array(rng.integers(0, 100, size=(rows, width)).astype(np.int32)),
         loss_mask=mx.ones((rows, width)),
@@ -189,9 +244,9 @@ def largest_batch(config: Config, shape: Shape, *, seed: int = 0) -> TokenBatch:
     )
 
 
-def _step(policy: Policy, step: Step, shape: Shape) -> int:
+def _gradient(policy: Policy, step: Step, shape: Shape) -> int:
     """Bytes that one microbatch of the largest shape takes beyond what is held."""
-    batch = largest_batch(step.config, shape)
+    batch = largest_batch(step.config, shape, ragged=policy.way == "packed")
     layout = lay_out(batch, policy.way, bucketed=step.compiles)
     way, rows, width, per_prompt, length = layout.key
     fields = batch._asdict() | {"normalizer": mx.array(batch.normalizer)}
@@ -204,95 +259,37 @@ def _step(policy: Policy, step: Step, shape: Shape) -> int:
         batch = TokenBatch(prompts=(), **fields)
         return step.gradient(policy.model.trainable_parameters(), same, batch)
 
-    parameters = policy.model.parameters()
-    return peak_bytes(gradient, parameters, layout.arrays, fields, compiled=step.compiles).peak
+    args = (policy.model.parameters(), layout.arrays, fields)
+    return peak_bytes(gradient, *args, compiled=step.compiles, queue=QUEUE).peak
 
 
-def _decoding(policy: Policy, shape: Shape, rows: int) -> int:
-    """Bytes that decoding takes: the caches at their full length, and the most of what a batch's
-    start, a token while finished rows leave, or a prompt's last piece takes besides."""
-    if not rows:
-        return 0
+def _update(policy: Policy, config: Config) -> int:
+    """Bytes that an update takes beyond weights, moments and gradient."""
+    trainable = policy.model.trainable_parameters()
+    optimizer = make_optimizer(config.optim)
+    optimizer.init(trainable)
+
+    def update(parameters: Any, state: Any, gradient: Any) -> Any:
+        optimizer.state = state
+        limit = config.optim.max_grad_norm
+        gradient, norm = optim.clip_grad_norm(gradient, math.inf if limit is None else limit)
+        return optimizer.apply_gradients(gradient, parameters), optimizer.state, norm
+
+    args = (trainable, optimizer.state, trainable)
+    return peak_bytes(update, *args, given=(0, 1), queue=QUEUE).peak
+
+
+def _measuring(policy: Policy, shape: Shape) -> int:
+    """Bytes that the statistics of an evaluation's completions take."""
+    one = dataclasses.replace(shape, groups=1, microbatch=shape.measured)
+    layout = lay_out(largest_batch(policy.config, one), policy.way)
+    way, rows, width, per_prompt, length = layout.key
     policy.model.eval()
-    length, chunk = shape.prompt - 1, policy.config.rollout.prefill_chunk
-    room = shape.completion
-    prompts = _caches(policy, shape.prompts, length, chunk)
-    full = _caches(policy, rows, length, chunk, room=room, token=True)
-    held = _cache_bytes(full)
-    index = mx.zeros((rows,), dtype=mx.int32)
-    alive = max(1, int(COMPACT_AT * rows))
-    last = max(0, (length - 1) // chunk * chunk)
-    piece = _caches(policy, 1, last, chunk)
-    moments = [
-        _cache_bytes(prompts) + _token(policy, prompts, rows, lambda x: x[index], room=room),
-        held + _token(policy, full, alive, lambda x: x[index[:alive]]),
-        _cache_bytes(prompts) + _token(policy, piece, 1, tokens=max(1, length - last)),
-    ]
-    return max(moments)
 
-
-def _caches(
-    policy: Policy, rows: int, length: int, chunk: int, *, room: int = 0, token: bool = False
-) -> list[Any]:
-    """Lazy caches of so many rows after ``length`` tokens, with room for more."""
-    caches = make_prompt_cache(policy.model)
-    for cache in caches:
-        if hasattr(cache, "step"):
-            cache.step = max(1, length)
-    for start in range(0, length, chunk):
-        size = min(chunk, length - start)
-        policy.model(mx.zeros((rows, size), dtype=mx.int32), cache=caches)
-    for cache in caches:
-        if hasattr(cache, "step") and room:
-            cache.step = room
-    if token:
-        policy.model(mx.zeros((rows, 1), dtype=mx.int32), cache=caches)
-    return caches
-
-
-def _arrays(caches: list[Any]) -> list[dict[str, Any]]:
-    return [
-        {name: x for name, x in vars(cache).items() if isinstance(x, (mx.array, list))}
-        for cache in caches
-    ]
-
-
-def _cache_bytes(caches: list[Any]) -> int:
-    return _nbytes(_arrays(caches))
-
-
-def _token(
-    policy: Policy,
-    caches: list[Any],
-    rows: int,
-    change: Callable[[mx.array], mx.array] | None = None,
-    *,
-    room: int = 0,
-    tokens: int = 0,
-) -> int:
-    """Bytes that one token of ``rows`` rows takes beyond the caches, after ``change`` to their
-    arrays; or a prompt's piece of ``tokens``."""
-
-    def run(parameters: Any, arrays: Any, ids: mx.array, random: mx.array) -> Any:
+    def measure(parameters: Any, arrays: Any) -> Any:
         policy.model.update(parameters)
-        mine = [copy.copy(cache) for cache in caches]
-        for cache, values in zip(mine, arrays, strict=True):
-            for name, value in values.items():
-                if isinstance(value, list):
-                    value = [x if x is None or change is None else change(x) for x in value]
-                elif change is not None:
-                    value = change(value)
-                setattr(cache, name, value)
-            if room and hasattr(cache, "step"):
-                cache.step = room
-        logits = policy.model(ids, cache=mine)
-        if tokens:
-            return _arrays(mine)
-        logits = logits[:, -1].astype(mx.float32)
-        temperature = policy.config.rollout.temperature
-        logits = logits if temperature == 1.0 else logits * (1.0 / temperature)
-        return draw(logits, random), _arrays(mine)
+        same = Layout(way, rows, width, per_prompt, length, arrays)
+        stats = policy.statistics_at(same, simko_k=3, temperature=1.0, gradient=False)
+        return stats.entropy, mx.exp(stats.topk_logprobs)
 
-    ids = mx.zeros((rows, tokens or 1), dtype=mx.int32)
-    parameters = policy.model.parameters()
-    return peak_bytes(run, parameters, _arrays(caches), ids, mx.zeros((rows, 2)), given=(1,)).peak
+    return peak_bytes(measure, policy.model.parameters(), layout.arrays, queue=QUEUE).peak

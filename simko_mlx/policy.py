@@ -18,12 +18,12 @@ import mlx.nn as nn
 import numpy as np
 import safetensors.numpy
 from mlx.utils import tree_flatten, tree_map
-from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 from mlx_lm.utils import get_total_parameters
 
 from simko_mlx import selftest
-from simko_mlx.config import Config, to_dict
-from simko_mlx.forward import Layout, Way, lay_out, outputs
+from simko_mlx.adapters import ignored_settings, new_adapter, start_from
+from simko_mlx.config import Config
+from simko_mlx.forward import WAYS, Layout, Way, lay_out, outputs
 from simko_mlx.head_tap import HeadTap, find_head, likely_head
 from simko_mlx.kernels import (
     HeadStatistics,
@@ -33,7 +33,6 @@ from simko_mlx.kernels import (
     selfcheck,
 )
 from simko_mlx.model_files import (
-    check_safetensors,
     context_length,
     find_model,
     load_files,
@@ -81,17 +80,18 @@ class Policy:
     @property
     def vocabulary(self) -> int:
         """Logits of the model."""
-        return self._logits.shape[-1]
+        return self._logits[0]
 
     @property
     def dtype(self) -> mx.Dtype:
         """Of the model's logits, before anything is made float32."""
-        return self._logits.dtype
+        return self._logits[1]
 
     @cached_property
-    def _logits(self) -> mx.array:
-        # Never evaluated: only its shape and type are looked at.
-        return self.model(mx.zeros((1, 1), dtype=mx.int32))
+    def _logits(self) -> tuple[int, mx.Dtype]:
+        # Never evaluated, and not kept: it would hold on to the weights of now for good.
+        logits = self.model(mx.zeros((1, 1), dtype=mx.int32))
+        return logits.shape[-1], logits.dtype
 
     @property
     def trainable(self) -> int:
@@ -248,10 +248,26 @@ def load_outline(config: Config) -> Policy:
     policy = _assemble(config, None, lazy=True)
     policy.tap = likely_head(policy.model, policy.vocabulary)
     policy.head_backend = "metal" if selfcheck.has_metal() else "portable"
-    caches = prefix_caches(policy.model)
-    if not isinstance(caches, str):
-        policy.way = "exact" if is_recurrent(caches) else "packed"
+    policy.way = _likely_way(policy)
     return policy
+
+
+def _likely_way(policy: Policy) -> Way:
+    """What the self-tests will find, as far as shapes tell."""
+    caches = prefix_caches(policy.model)
+    if isinstance(caches, str):
+        return "full"
+    if is_recurrent(caches):
+        return "exact"
+    call: Any = policy.model if policy.tap is None else policy.tap.hidden
+    for way in WAYS[:-1]:
+        batch, _ = selftest.tiny_batch(policy, way == "packed")
+        try:
+            outputs(policy.model, call, lay_out(batch, way, bucketed=True))
+        except selftest.FAILURES:
+            continue
+        return way
+    return "full"
 
 
 def _assemble(config: Config, adapter: Path | None, *, lazy: bool) -> Policy:
@@ -271,10 +287,10 @@ def _assemble(config: Config, adapter: Path | None, *, lazy: bool) -> Policy:
     mx.random.seed(config.seed)
     _freeze(policy)
     if adapter is not None:
-        policy.adapter_config = _start_from(model, adapter, config)
-        policy.notes += _ignored(policy.adapter_config, config)
+        policy.adapter_config = start_from(model, adapter, config)
+        policy.notes += ignored_settings(policy.adapter_config, config)
     else:
-        policy.adapter_config = _new_adapter(model, config)
+        policy.adapter_config = new_adapter(model, config)
     _make_trainable(policy)
     model.eval()
     require(
@@ -316,61 +332,6 @@ def _check_runs(policy: Policy) -> None:
 
 def _is_quantized(model: nn.Module) -> bool:
     return any(hasattr(m, "bits") for m in model.modules())
-
-
-def _new_adapter(model: nn.Module, config: Config) -> dict[str, Any]:
-    policy = config.policy
-    if policy.fine_tune_type == "lora":
-        try:
-            linear_to_lora_layers(model, policy.num_layers, to_dict(policy.lora_parameters))
-        except ValueError as error:
-            raise UserError(f"policy.lora_parameters does not fit this model: {error}.") from error
-    return {
-        "fine_tune_type": policy.fine_tune_type,
-        "model": config.model,
-        "num_layers": policy.num_layers,
-        "lora_parameters": to_dict(policy.lora_parameters),
-    }
-
-
-def _start_from(model: nn.Module, adapter: Path, config: Config) -> dict[str, Any]:
-    for name in ("adapter_config.json", "adapters.safetensors"):
-        message = f"{adapter} is not an mlx-lm adapter: it has no {name}."
-        require((adapter / name).is_file(), message)
-    check_safetensors(adapter / "adapters.safetensors")
-    try:
-        settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        kind = settings.get("fine_tune_type", "lora")
-    except (ValueError, AttributeError) as error:
-        raise UserError(
-            f"{adapter / 'adapter_config.json'} is not a JSON object: restore it, or start from "
-            "another adapter."
-        ) from error
-    require(
-        kind in ("lora", "full"), f"{adapter} is a {kind} adapter, which can't be trained here."
-    )
-    require(
-        kind == config.policy.fine_tune_type,
-        f"{adapter} is a {kind} adapter but policy.fine_tune_type is "
-        f"{config.policy.fine_tune_type}: set it to {kind}, or start from another adapter.",
-    )
-    try:
-        load_adapters(model, str(adapter))
-    except (ValueError, KeyError, AttributeError) as error:
-        text = " ".join(str(error).split())[:300]
-        raise UserError(f"{adapter} does not fit the model {config.model}: {text}.") from error
-    return {**settings, "model": config.model}
-
-
-def _ignored(settings: dict[str, Any], config: Config) -> list[str]:
-    """A note where the config asks for another LoRA than the adapter that is started from."""
-    wanted = {"num_layers": config.policy.num_layers, **to_dict(config.policy.lora_parameters)}
-    given = {"num_layers": settings.get("num_layers"), **(settings.get("lora_parameters") or {})}
-    differing = [key for key in wanted if key in given and wanted[key] != given[key]]
-    if config.policy.fine_tune_type == "full" or not differing:
-        return []
-    values = ", ".join(f"{key} {given[key]}" for key in differing)
-    return [f"The adapter's own LoRA settings are used: {values}."]
 
 
 def _make_trainable(policy: Policy) -> None:

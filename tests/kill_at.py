@@ -70,7 +70,7 @@ def main() -> int:
         (os, "rename"),
         (os, "replace"),
         (learner.mx, "eval"),
-        (rollout_module.Decoder, "_step"),
+        (rollout_module.Decoder, "step"),
         (checkpoint, "prune"),
     ):
         moments.around(module, name)

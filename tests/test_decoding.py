@@ -135,7 +135,7 @@ def test_finished_rows_leave_when_nothing_waits(qwen):
 def test_each_prompt_is_run_once_and_dropped_when_no_row_of_it_waits(qwen, width):
     _, watched, decoder = decode(qwen, 16, width=width)
     assert sorted(watched.prefills) == sorted(len(prompt) - 1 for prompt in PROMPTS)
-    assert decoder._prefilled == {}
+    assert decoder.prefilled == {}
 
 
 def test_a_prompts_cache_is_kept_only_while_rows_of_it_wait(qwen):
@@ -143,7 +143,7 @@ def test_a_prompts_cache_is_kept_only_while_rows_of_it_wait(qwen):
     decoder = Decoder(qwen, PROMPTS, (), Settings(width=2, prefill_chunk=512), ragged=True)
     for _ in decoder.run(rows, lambda row: None):
         waiting = {row.prompt for row in decoder.waiting}
-        assert set(decoder._prefilled) <= waiting and len(decoder._prefilled) <= 1
+        assert set(decoder.prefilled) <= waiting and len(decoder.prefilled) <= 1
 
 
 def test_prompts_are_run_in_chunks(qwen):

@@ -18,7 +18,17 @@ LAYERS = [
     {"types", "config", "config_sources", "imports", ""},
     {"kernels", "graphs", "advantages", "advice", "interrupts", "metrics"},
     {"losses", "batching", "data", "verifiers", "assets", "prompts"},
-    {"checkpoint", "export", "head_tap", "loggers", "model_files", "prefix", "recompute", "rundir"},
+    {
+        "adapters",
+        "checkpoint",
+        "export",
+        "head_tap",
+        "loggers",
+        "model_files",
+        "prefix",
+        "recompute",
+        "rundir",
+    },
     {
         "decoding",
         "forward",
@@ -30,7 +40,7 @@ LAYERS = [
         "selftest",
         "step",
     },
-    {"memory", "planner"},
+    {"memory", "planner", "planner_decoding"},
     {"collect", "trainer", "evaluate", "run_evaluations", "doctor"},
     {"cli"},
 ]

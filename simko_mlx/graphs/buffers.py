@@ -67,8 +67,11 @@ class Array:
     def view(self, spec: Spec, strides: tuple[int, ...] | None = None, **changes: Any) -> Array:
         """The same buffer as another array."""
         strides = self.strides if strides is None else strides
-        shape, item = spec.shape, spec.dtype.size
-        return replace(self, shape=shape, item=item, strides=strides, uses=0, **changes)
+        array = Array(spec.shape, spec.dtype.size, self.buffer, strides, self.data_size)
+        array.dense, array.row, array.column = self.dense, self.row, self.column
+        for name, value in changes.items():
+            setattr(array, name, value)
+        return array
 
 
 def new_array(op: str, spec: Spec, like: Array | None = None) -> Array:

@@ -216,6 +216,8 @@ class Cuts:
             return call.outputs
 
         expected = self._with_handler(watch, fn, primals)
+        floats_given = [x for call in found for x in call.args if _is_float(x)]
+        once, places = _distinct([*expected, *floats_given])
         leaves = [[self.placeholder(x) for x in call.outputs] for call in found]
         # Gradients reach what a call was given only where that is made of floats.
         pulled = [[self.placeholder(x) for x in call.args if _is_float(x)] for call in found]
@@ -230,11 +232,17 @@ class Cuts:
                 return [next(rest) for _ in call.outputs]
 
             outputs = self._with_handler(replace, fn, arrays[: len(primals)])
-            return [*outputs, *(x for call in calls for x in call.args if _is_float(x))]
+            both = [*outputs, *(x for call in calls for x in call.args if _is_float(x))]
+            return [both[i] for i in once]
 
         leaf_arrays = [x for group in leaves for _, x in group]
         weights = [*cotangents_of(expected), *(x for group in pulled for _, x in group)]
-        outputs, grads = mx.vjp(cut, [*primals, *leaf_arrays], weights)
+        # Of an output that is given twice, as weights that two calls share, MLX would take only
+        # the first cotangent.
+        sums: list[Any] = [None] * len(once)
+        for place, weight in zip(places, weights, strict=True):
+            sums[place] = weight if sums[place] is None else sums[place] + weight
+        outputs, grads = mx.vjp(cut, [*primals, *leaf_arrays], sums)
         gradients = iter(grads[len(primals) :])
         for call, group, marks in zip(calls, leaves, pulled, strict=True):
             self.made.append(Cut([mark for mark, _ in group], call.outputs, call.args))
@@ -244,7 +252,7 @@ class Cuts:
             )
             floats = [g for g, x in zip(own, call.args, strict=True) if _is_float(x)]
             self.made += [Cut([m], [g], []) for (m, _), g in zip(marks, floats, strict=True)]
-        return outputs[: len(expected)], grads[: len(primals)]
+        return [outputs[i] for i in places[: len(expected)]], grads[: len(primals)]
 
     def value_and_grad(self, fn: Callable[..., Any], argnums: Any = None) -> Callable[..., Any]:
         """Stands in for ``mx.value_and_grad``."""
@@ -281,3 +289,14 @@ class Cuts:
 
 def _is_float(x: mx.array) -> bool:
     return mx.issubdtype(x.dtype, mx.floating)
+
+
+def _distinct(arrays: Sequence[mx.array]) -> tuple[list[int], list[int]]:
+    """Where each array comes first, and for all of them the place among these."""
+    found: dict[int, int] = {}
+    once: list[int] = []
+    for i, array in enumerate(arrays):
+        if id(array) not in found:
+            found[id(array)] = len(once)
+            once.append(i)
+    return once, [found[id(array)] for array in arrays]

@@ -16,7 +16,8 @@ CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["train", "--help"], ["eval", "--help"], ["doctor", "--help"]]
+    "args",
+    [["--help"], ["train", "--help"], ["eval", "--help"], ["plan", "--help"], ["doctor", "--help"]],
 )
 def test_help_is_quick_because_it_imports_nothing_heavy(args, environment):
     code = (

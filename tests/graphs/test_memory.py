@@ -205,6 +205,28 @@ def test_training_steps(
     assert_close(forecast, measured(step, lambda: (params, ids, tokens)))
 
 
+def test_weights_that_two_checkpointed_calls_share():
+    """Both calls' gradients are formed, and added."""
+
+    def loss(w: mx.array, x: mx.array, y: mx.array) -> mx.array:
+        def inner(w: mx.array, x: mx.array) -> mx.array:
+            return mx.tanh(mx.exp(x @ w) @ w)
+
+        return mx.checkpoint(inner)(w, x).sum() + mx.checkpoint(inner)(w, y).sum()
+
+    def make() -> tuple[mx.array, mx.array, mx.array]:
+        return mx.ones((100, 100)) * 1e-4, mx.ones((3000, 100)), mx.ones((5000, 100))
+
+    def step(*args: mx.array) -> Any:
+        return mx.value_and_grad(loss)(*args)
+
+    args = make()
+    mx.eval(args)
+    # The two losses; each call's two gradients of w; those of the calls.
+    assert [node.op for node in trace(step, *args).nodes].count("Add") == 1 + 2 + 1
+    assert_close(peak_bytes(step, *args), measured(step, make))
+
+
 @pytest.mark.slow  # MLX compiles some fifty kernels
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_compiled_training_steps(checkpoint: bool):
