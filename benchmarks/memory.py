@@ -172,7 +172,10 @@ def main() -> None:
         return
     facts = common.machine()
     common.print_machine(facts)
-    rows = [run_cell(number, args.timeout) for number in args.rows]
+    rows = []
+    for number in args.rows:
+        rows.append(run_cell(number, args.timeout))
+        common.write_json(args.json, {"machine": facts, "rows": rows})  # what there is so far
     print("each phase: forecast, measured, error")
     print(show(rows) + "\n")
     found = summary(rows)

@@ -105,7 +105,7 @@ FULL = {"policy.fine_tune_type": "full"}
 SAVING = {"grad_checkpoint": True}
 CELLS = (
     Cell("qwen2", 2_000, 64, 64, 4, 8, shortest=48),
-    Cell("qwen2", 2_000, 512, 32, 4, 4, "bfloat16", layers=6, keys={"eval.n": 8}),
+    Cell("qwen2", 2_000, 512, 32, 2, 4, "bfloat16", keys={"eval.n": 8}),
     Cell("qwen2", 20_000, 128, 128, 2, 8, keys={"optim.microbatch_size": 2}),
     Cell("qwen2", 20_000, 256, 64, 2, 8, layers=6, keys=SAVING),
     Cell("qwen2", 152_000, 32, 32, 4, 4, hidden=64, layers=3, shortest=20),

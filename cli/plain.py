@@ -97,7 +97,11 @@ def header(info: dict[str, Any]) -> list[str]:
         phases = ("rollout", "evaluation", "step")
         parts = ", ".join(f"{name} {told[name] / 1e9:.2f}" for name in phases if told[name])
         limit = info["memory"]["limit"] / 1e9
-        lines.append(f"memory {told['peak'] / 1e9:.2f} of {limit:.1f} GB predicted ({parts})")
+        measured = info["memory"].get("measured_step")
+        tried = f"; a dry step took {measured / 1e9:.2f}" if measured else ""
+        lines.append(
+            f"memory {told['peak'] / 1e9:.2f} of {limit:.1f} GB predicted ({parts}){tried}"
+        )
     if info.get("run_dir"):
         lines.append(f"run {info['run_dir']}")
     return [line for line in lines if line]

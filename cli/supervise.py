@@ -22,6 +22,7 @@ FLAGS = ("model", "steps", "seed")
 MOST = 3  # restarts for the same cause
 # What running out of memory looks like: Metal's library aborts, Linux kills.
 OUT_OF_MEMORY = (signal.SIGABRT, signal.SIGKILL)
+WANTED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # how people stop a program
 
 
 def run(config: Config, run_dir: Path, arguments: Mapping[str, list[str]], *, resume: bool) -> int:
@@ -43,6 +44,8 @@ def run(config: Config, run_dir: Path, arguments: Mapping[str, list[str]], *, re
         code = _wait(command)
         if code >= 0:
             return code
+        if -code in WANTED:  # before the child could answer it itself
+            return 128 - code
         cause = signal.Signals(-code)
         causes[cause] += 1
         resume = resume or (run_dir / "checkpoints").is_dir()

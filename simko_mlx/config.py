@@ -164,8 +164,8 @@ class Config:
     model: str = "embedded"  # embedded | a folder | a Hugging Face Hub id
     seed: int = 0
     steps: int = execution(100)
-    # Layers compute their inside again for the gradient instead of keeping it: much less memory for
-    # a third more time.
+    # Layers compute their inside again for the gradient instead of keeping it: much less memory,
+    # for another forward pass.
     grad_checkpoint: bool = execution(False)
     output_dir: str | None = execution(None)  # None: runs/<recipe>-<date>-<time>
     policy: PolicyConfig = field(default_factory=PolicyConfig)

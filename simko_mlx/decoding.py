@@ -59,7 +59,8 @@ class Batch:
 class Decoder:
     """Decodes rows to their ends.
 
-    ``ragged`` says whether rows of different lengths may share a batch (see ``can_decode_ragged``).
+    ``ragged`` says whether rows of different lengths may share a batch, ``alike`` whether rows of
+    one length may (see ``selftest``).
     ``prefilled`` holds the caches of prompts of which rows wait. (``planner_decoding.py`` follows
     the same steps without evaluating them.)
     """
@@ -72,6 +73,7 @@ class Decoder:
         settings: Settings,
         *,
         ragged: bool,
+        alike: bool = True,
     ):
         self.model: Any = model
         self.prompts = prompts
@@ -79,6 +81,7 @@ class Decoder:
         self.settings = settings
         # An empty recurrent state can't be merged with a filled one: a prompt of one token decides.
         self.ragged = ragged and all(len(prompt) > 1 for prompt in prompts)
+        self.alike = alike
         self.waiting: deque[Row] = deque()
         self._users: Counter[int] = Counter()
         self.prefilled: dict[int, list[Any]] = {}
@@ -177,7 +180,7 @@ class Decoder:
         lengths = {len(self.prompts[row.prompt]) for row in list(self.waiting)[: self._width()]}
         refill = len(self.waiting) > self._width()
         caches = self._prompt(self.waiting[0].prompt)
-        plain = all(type(c) is KVCache for c in caches)
+        plain = self.alike and all(type(c) is KVCache for c in caches)
         if plain and len(lengths) == 1 and not (refill and self.ragged):
             # Prompts of one length: plain caches with a row per completion, which need no mask.
             rows = self._take(self._width())
@@ -234,13 +237,7 @@ class Decoder:
         layers, index = self._layers(rows)
         repeated = []
         for layer in layers:
-            cache = KVCache()
-            if not layer[0].empty():
-                parts = [c.keys_and_values() for c in layer]
-                cache.keys = mx.concatenate([k for k, _ in parts])[index]
-                cache.values = mx.concatenate([v for _, v in parts])[index]
-                cache.offset = layer[0].offset
-            repeated.append(cache)
+            repeated.append(repeat(layer, index))
         return _sized(repeated, max(row.limit for row in rows))
 
     def _merged(self, rows: list[Row]) -> list[Any]:
@@ -255,6 +252,17 @@ class Decoder:
                 batch = type(layer[0]).merge([layer[i] for i in np.array(index)])
             merged.append(batch)
         return _sized(merged, max(row.limit for row in rows))
+
+
+def repeat(caches: Sequence[Any], index: mx.array) -> KVCache:
+    """One plain cache of rows that these, all of one length, have: for each place in ``index``."""
+    cache = KVCache()
+    if not caches[0].empty():
+        parts = [c.keys_and_values() for c in caches]
+        cache.keys = mx.concatenate([k for k, _ in parts])[index]
+        cache.values = mx.concatenate([v for _, v in parts])[index]
+        cache.offset = caches[0].offset
+    return cache
 
 
 def prefill(model: Any, prompt: tuple[int, ...], chunk: int) -> list[Any]:
@@ -281,29 +289,3 @@ def _keep_rows(cache: Any, keep: mx.array) -> None:
         cache.filter(keep)
     elif not cache.empty():
         cache.keys, cache.values = cache.keys[keep], cache.values[keep]
-
-
-def can_decode_ragged(model: Any) -> str | None:
-    """Why rows of different lengths can't share a batch, as half a sentence; None where they can.
-
-    Some architectures can't take the mask that left-padded rows need, and some caches can't be
-    merged. The merged batch has to reproduce the rows decoded alone.
-    """
-    prompts, last = [(1, 2, 3, 4, 5, 0), (1, 2, 0)], mx.array([[1], [2]])
-    caches = [prefill(model, prompt, 512) for prompt in prompts]
-    if not all(hasattr(cache, "merge") for cache in caches[0]):
-        return f"{type(caches[0][0]).__name__} can't be merged"
-    alone = [
-        model(last[i : i + 1], cache=prefill(model, prompt, 512))
-        for i, prompt in enumerate(prompts)
-    ]
-    merged = [type(c).merge([c, d]) for c, d in zip(*caches, strict=True)]
-    try:
-        together = model(last, cache=merged)
-    except ValueError as error:  # shapes that don't broadcast
-        return str(error)
-    expected = mx.concatenate(alone).astype(mx.float32)
-    tolerance = 1e-3 if together.dtype == mx.float32 else 0.05
-    error = float(mx.abs(together.astype(mx.float32) - expected).max())
-    scale = float(mx.abs(expected).max())
-    return None if error <= tolerance * scale else f"its logits are {error / scale:.1%} off"

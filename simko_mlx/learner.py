@@ -34,6 +34,7 @@ from simko_mlx.microbatches import (
     measured,
     packed,
     parts_of,
+    token_budget,
     without,
 )
 from simko_mlx.policy import Policy, named_arrays
@@ -117,6 +118,8 @@ class Learner:
         self.may_skip = config.loss.name in LOSSES and config.loss.kl_coef == 0
         self.optimizer = make_optimizer(config.optim)
         self.optimizer.init(policy.model.trainable_parameters())
+        mx.eval(self.optimizer.state)  # so that memory is measured with it from the start
+        self.budget = token_budget(config)  # of a microbatch; a plan may lower it
         self.step = Step(policy, config, self.loss_fn)
         problem = self.step.problem
         self.notes = [f"The training step is not compiled ({problem})."] if problem else []
@@ -160,7 +163,7 @@ class Learner:
         return report
 
     def _packed(self, parts: Sequence[Part]) -> list[Microbatch]:
-        return packed(parts, self.config, alike=self.policy.way in ("single", "exact"))
+        return packed(parts, self.budget, alike=self.policy.way in ("single", "exact"))
 
     def _measure(self, parts: list[list[Part]], measure_old: bool) -> list[list[Part]]:
         """The parts with the log-probs that the loss needs from before any update."""

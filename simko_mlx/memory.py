@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import copy
 import sys
 from collections.abc import Iterator
@@ -31,8 +32,10 @@ SMALL_MAC = 36 * GB
 SHARES = (2 / 3, 3 / 4)  # of a Mac's memory that macOS recommends a process to keep to
 LEAST_CACHE = GB // 4
 UNKNOWN_PROMPT = 512  # tokens, where neither data nor prompt.max_length tell
-PLANNED = ("grad_checkpoint", "optim.microbatch_size", "optim.microbatch_tokens")
-PLANNED = (*PLANNED, "optim.head_chunk", "optim.head_backend", "optim.compile")
+PLANNED = (
+    *("grad_checkpoint", "optim.microbatch_size", "optim.microbatch_tokens", "optim.compile"),
+    *("optim.head_chunk", "optim.head_backend", "rollout.batch_size", "rollout.prefill_chunk"),
+)
 
 
 def usable(total: float | None = None) -> int:
@@ -121,13 +124,20 @@ def largest_microbatch(
 ) -> int:
     """The most completions of a group per forward pass with which a step fits; 0 for none."""
     here, memo = copy.deepcopy(config), {} if memo is None else memo
-    rows = config.rollout.group_size
-    while rows:
+    sizes = [config.rollout.group_size]
+    while sizes[-1] > 1:
+        sizes.append(sizes[-1] // 2)
+
+    def fits(rows: int) -> bool:
         here.optim.microbatch_size = rows
-        if step_peak(policy, here, prompt, memo=memo) <= limit:
-            return rows
-        rows //= 2
-    return 0
+        return step_peak(policy, here, prompt, memo=memo) <= limit
+
+    # The ends first: mostly they settle it.
+    if fits(sizes[0]):
+        return sizes[0]
+    if not fits(sizes[-1]):
+        return 0
+    return sizes[bisect.bisect_left(sizes, True, key=fits)]
 
 
 @dataclass(frozen=True)
@@ -200,9 +210,8 @@ def longest_prompt(policy: Policy, config: Config) -> tuple[int, list[str]]:
     lengths = [len(policy.prompts.encode(problem)) for problem in problems]
     limit = policy.max_prompt_length
     kept = [n for n in lengths if limit is None or n <= limit]
-    require(
-        bool(kept), "No prompt fits: raise prompt.max_length, or lower the completions' length."
-    )
+    words = "No prompt fits: raise prompt.max_length, or lower rollout.max_completion_length."
+    require(bool(kept), words)
     return max(kept), []
 
 
@@ -241,7 +250,7 @@ def prepare(
     given = execution(config)
     if saved is not None and saved["execution"]["given"] == given:
         policy.head_chunk = saved["execution"]["head_chunk"]
-        _set_limits(config, limit, saved["forecast"])
+        _set_limits(config, limit, _peak(saved["forecast"], saved["measured_step"]))
         return Plan(saved["forecast"], saved["measured_step"], limit, saved["execution"])
     notes: list[str] = []
     found = None
@@ -253,8 +262,9 @@ def prepare(
     if found is not None and found.peak > limit:
         notes.append(_too_much(policy, config, found, limit))
     told = None if found is None else found.to_json()
-    _set_limits(config, limit, told)
+    _set_limits(config, limit, _peak(told, None))
     measured = dry_step(step, Shape.of(config, prompt)) if config.memory.dry_step else None
+    _set_limits(config, limit, _peak(told, measured))
     if measured is not None and measured > limit:
         notes.append(
             f"Warning: a step of the largest shape took {measured / GB:.1f} GB, more than the "
@@ -267,7 +277,7 @@ def prepare(
 
 
 def execution(config: Config) -> dict[str, Any]:
-    """The settings that decide in which pieces a step is computed."""
+    """The settings that decide in which pieces a step is computed, and so what it takes."""
     values: dict[str, Any] = {}
     for key in PLANNED:
         node: Any = config
@@ -303,11 +313,17 @@ def _ceiling(config: Config, limit: int) -> int:
     return limit if config.memory.limit is not None else int(total or limit)
 
 
-def _set_limits(config: Config, limit: int, told: dict[str, Any] | None) -> None:
+def _peak(told: dict[str, Any] | None, measured: int | None) -> int:
+    """Bytes that the run is known to need."""
+    return max(told["peak"] if told else 0, measured or 0)
+
+
+def _set_limits(config: Config, limit: int, peak: int) -> None:
+    """MLX's limit of memory, and of the freed buffers that it keeps: what ``peak`` leaves."""
     memory = config.memory
     mx.set_memory_limit(limit)
-    left = limit - (told["peak"] if told else 0)
-    cache = int(memory.cache_limit * GB) if memory.cache_limit else max(LEAST_CACHE, left)
+    left = max(LEAST_CACHE, limit - peak)
+    cache = int(memory.cache_limit * GB) if memory.cache_limit else left
     mx.set_cache_limit(cache)
     if memory.wired_limit is not None and sys.platform == "darwin":
         mx.set_wired_limit(int(memory.wired_limit * GB))

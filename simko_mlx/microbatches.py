@@ -57,17 +57,16 @@ def token_budget(config: Config) -> int:
     return 0 if optim.microbatch_size else LEAST_TOKENS
 
 
-def packed(parts: Sequence[Part], config: Config, *, alike: bool) -> list[Microbatch]:
+def packed(parts: Sequence[Part], budget: int, *, alike: bool) -> list[Microbatch]:
     """The parts put together; ``alike`` where prompts of different lengths can't share a batch.
 
-    No microbatch holds more tokens than the budget, or than the largest part alone does.
+    No microbatch holds more than ``budget`` tokens, or than the largest part alone does.
     """
     if not parts:
         return []
     by_group = {id(part.scored): part for part in parts}
     largest = max(tokens_held([part.scored]) for part in parts)
-    budget = max(token_budget(config), largest)
-    groups = pack([part.scored for part in parts], budget, alike)
+    groups = pack([part.scored for part in parts], max(budget, largest), alike)
     return [[by_group[id(scored)] for scored in group] for group in groups]
 
 

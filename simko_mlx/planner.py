@@ -74,6 +74,12 @@ class Shape:
         )
 
     @property
+    def tokens(self) -> int:
+        """Of the largest microbatch. Shorter completions must not be packed beyond it."""
+        width = self.microbatch * bucket(self.completion)
+        return self.groups * (bucket(self.prompt) + width)
+
+    @property
     def tested(self) -> int:
         """Rows that the larger evaluation decodes side by side."""
         return max((rows.rows for rows in self.evaluations), default=0)

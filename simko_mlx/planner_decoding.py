@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import CacheList, make_prompt_cache
 
 from simko_mlx.decoding import COMPACT_AT, Batch, Decoder, Row, Settings
 from simko_mlx.graphs import CPU, peak_bytes
@@ -60,7 +60,7 @@ class _Decoding:
         self.prompts = [(0,) * length for length in lengths]
 
     def _takes_ragged_rows(self) -> bool:
-        """What ``can_decode_ragged`` will find, as far as shapes tell."""
+        """What ``selftest.can_decode_ragged`` will find, as far as shapes tell."""
         caches = [self._prefill((0,) * length) for length in (5, 2)]
         if not all(hasattr(cache, "merge") for cache in caches[0]):
             return False
@@ -171,7 +171,7 @@ class _Decoding:
 
         def traced(parameters: Any, arrays: Any) -> Any:
             self.model.update(parameters)
-            mine = [list(map(_with, c, a)) for c, a in zip(caches, arrays, strict=True)]
+            mine = [_with(c, a) for c, a in zip(caches, arrays, strict=True)]
             batch = run(mine)
             return batch.tokens, _arrays(batch.caches)
 
@@ -184,9 +184,20 @@ def _copied(batch: Batch, caches: Caches) -> Batch:
     return Batch(batch.rows, caches, mx.zeros((len(batch.rows),), dtype=mx.int32))
 
 
+def _leaves(caches: Sequence[Any]) -> Iterator[Any]:
+    """The caches one by one, of layers that have several too."""
+    for cache in caches:
+        if isinstance(cache, CacheList):
+            yield from _leaves(cache.caches)
+        else:
+            yield cache
+
+
 def _arrays(caches: Caches) -> list[dict[str, Any]]:
     """Keys, values and states; places and padding are few numbers, and looked at on the way."""
-    return [{name: x for name, x in vars(cache).items() if _is_state(x)} for cache in caches]
+    return [
+        {name: x for name, x in vars(cache).items() if _is_state(x)} for cache in _leaves(caches)
+    ]
 
 
 def _is_state(x: Any) -> bool:
@@ -195,11 +206,20 @@ def _is_state(x: Any) -> bool:
     return isinstance(x, mx.array) and mx.issubdtype(x.dtype, mx.floating)
 
 
-def _with(cache: Any, arrays: dict[str, Any]) -> Any:
-    other = copy.copy(cache)
-    for name, value in arrays.items():
-        setattr(other, name, list(value) if isinstance(value, list) else value)
-    return other
+def _with(caches: Caches, arrays: list[dict[str, Any]]) -> Caches:
+    """Copies of the caches that hold these arrays."""
+    rest = iter(arrays)
+
+    def copied(cache: Any) -> Any:
+        other = copy.copy(cache)
+        if isinstance(cache, CacheList):
+            other.caches = tuple(map(copied, cache.caches))
+            return other
+        for name, value in next(rest).items():
+            setattr(other, name, list(value) if isinstance(value, list) else value)
+        return other
+
+    return list(map(copied, caches))
 
 
 def _bytes(caches: list[Caches]) -> int:

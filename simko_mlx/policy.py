@@ -18,6 +18,7 @@ import mlx.nn as nn
 import numpy as np
 import safetensors.numpy
 from mlx.utils import tree_flatten, tree_map
+from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.utils import get_total_parameters
 
 from simko_mlx import selftest
@@ -57,7 +58,8 @@ class Policy:
         self.context = context_length(path)
         self.adapter_config: dict[str, Any] = {}
         self.notes: list[str] = []
-        self.ragged: bool | None = None  # see decoding.can_decode_ragged
+        self.ragged: bool | None = None  # see try_decoding, which load_policy calls
+        self.alike = True
         self.tap: HeadTap | None = None  # see tap_head; without one, logits are held in full
         self.head_problem: str | None = None
         self.head_backend = "reference"
@@ -144,6 +146,19 @@ class Policy:
         self.way = choice.way
         note = choice.note()
         self.notes += [note] if note else []
+
+    def try_decoding(self) -> None:
+        """Finds out which completions may be decoded side by side."""
+        different = selftest.can_decode_ragged(self.model)
+        one_length = selftest.can_decode_alike(self.model)
+        self.ragged, self.alike = different is None, one_length is None
+        if different is not None:
+            plain = self.alike and all(type(c) is KVCache for c in make_prompt_cache(self.model))
+            several = "prompts of one length" if plain else "one completion"
+            self.notes.append(
+                f"Completions can't share decode batches freely in this model "
+                f"({one_length or different}): {several} at a time, which is slower."
+            )
 
     def statistics(
         self, batch: TokenBatch, *, simko_k: int, temperature: float, gradient: bool = True
@@ -234,6 +249,7 @@ def load_policy(config: Config, *, adapter: Path | None = None) -> Policy:
     mx.eval(policy.model.parameters())
     policy.tap_head()
     policy.share_prompts()
+    policy.try_decoding()
     return policy
 
 
@@ -308,6 +324,7 @@ def load_base(config: Config) -> Policy:
     policy = Policy(model, tokenizer, path, config)
     model.eval()
     policy.tap_head()
+    policy.try_decoding()
     return policy
 
 

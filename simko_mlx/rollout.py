@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from simko_mlx.decoding import Decoder, Row, Settings, can_decode_ragged
+from simko_mlx.decoding import Decoder, Row, Settings
 from simko_mlx.sampling import row_hasher
 from simko_mlx.types import LENGTH, STOP, Completion, Problem, RolloutGroup, UserError
 
@@ -48,16 +48,15 @@ def rollout(
 ) -> list[RolloutGroup]:
     """Samples ``group_size`` completions for each (problem, prompt ids), in order.
 
-    ``policy`` has ``model``, ``tokenizer``, ``stop_tokens`` and ``ragged``. The model is left in
-    evaluation mode (LoRA's dropout would otherwise stay on while sampling). ``on_group`` is given
-    each group, with its place, as soon as its last completion has ended, while others still decode.
+    ``policy`` has ``model``, ``tokenizer``, ``stop_tokens``, ``ragged`` and ``alike``. The model is
+    left in evaluation mode (LoRA's dropout would otherwise stay on while sampling). ``on_group`` is
+    given each group, with its place, as soon as its last completion has ended, while others still
+    decode.
 
     Raises:
         Diverged: the model's probabilities are not finite.
     """
     policy.model.eval()
-    if policy.ragged is None:
-        policy.ragged = can_decode_ragged(policy.model) is None
     size = sampling.group_size
     rows = [
         Row(
@@ -80,7 +79,8 @@ def rollout(
         [ids for _, ids in prompts],
         policy.stop_tokens,
         settings,
-        ragged=policy.ragged,
+        ragged=bool(policy.ragged),
+        alike=policy.alike,
     )
     groups: list[RolloutGroup | None] = [None] * len(prompts)
     left = [size] * len(prompts)

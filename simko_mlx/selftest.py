@@ -14,21 +14,21 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
+from mlx_lm.models.cache import KVCache
 
+from simko_mlx.decoding import prefill, repeat
 from simko_mlx.forward import WAYS, Way, lay_out
 from simko_mlx.recompute import checkpointed_layers
-from simko_mlx.types import TokenBatch
+from simko_mlx.types import TokenBatch, UserError
 
 if TYPE_CHECKING:
     from simko_mlx.policy import Policy
 
 TOLERANCE = {mx.float32: 1e-3}
 HALF_TOLERANCE = 0.1  # float16 and bfloat16; what the known mistakes lose is 97 %
+DECODE_TOLERANCE, HALF_DECODE_TOLERANCE = 1e-3, 0.05  # of the largest logit
 PROMPTS, PER_PROMPT, WIDTH = (8, 5), 2, 6  # prefixes of 7 and 4: both are padded
-FAILURES = (
-    *(LookupError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError),
-    NotImplementedError,
-)
+FAILURES = (LookupError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError)
 """What models raise when they are given a cache, mask or position that they don't expect."""
 
 
@@ -57,34 +57,61 @@ class Choice:
 
 def choose_way(policy: Policy) -> Choice:
     """Finds the fastest exact way to train on shared prompts (see ``forward``), by comparing
-    gradients with those of full rows. Leaves the policy's way as it found it."""
+    gradients with those of full rows. Leaves the policy's way as it found it.
+
+    Raises:
+        UserError: ``grad_checkpoint`` is on, and not even full rows bear it.
+    """
     reasons: dict[str, str] = {}
     before = policy.way
     try:
-        full = _gradient(policy, "full", packed=True)
+        full = _gradient(policy, "full", packed=True, plain=True)
         for way in WAYS[:-1]:
             try:
-                wanted = full if way == "packed" else _gradient(policy, "full", packed=False)
+                wanted = full if way == "packed" else _gradient(policy, "full", False, plain=True)
                 problem = difference(policy, _gradient(policy, way, way == "packed"), wanted)
             except FAILURES as error:
-                problem = " ".join(str(error).split())[:120] or type(error).__name__
+                problem = in_words(error)
             if problem is None:
                 return Choice(way, reasons)
             reasons[way] = problem
+        if policy.config.grad_checkpoint:
+            _require_checkpointing(policy, full)
         return Choice("full", reasons)
     finally:
         policy.way = before
 
 
-def _gradient(policy: Policy, way: Way, packed: bool) -> dict[str, mx.array]:
+def in_words(error: Exception) -> str:
+    """An exception as half a sentence."""
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def _require_checkpointing(policy: Policy, wanted: dict[str, mx.array]) -> None:
+    try:
+        problem = difference(policy, _gradient(policy, "full", packed=True), wanted)
+    except FAILURES as error:
+        problem = in_words(error)
+    if problem is not None:
+        raise UserError(
+            f"grad_checkpoint doesn't work with this model ({problem}): leave it out, or set a "
+            "smaller optim.microbatch_size instead."
+        )
+
+
+def _gradient(
+    policy: Policy, way: Way, packed: bool, *, plain: bool = False
+) -> dict[str, mx.array]:
+    """``plain``: without checkpointing, whatever the config says."""
     policy.way = way
     batch, weights = tiny_batch(policy, packed)
+    saving = policy.config.grad_checkpoint and not plain
 
     # Padded where the way pads, which needs positions that are arrays.
     layout = lay_out(batch, way, bucketed=way in ("packed", "single"))
 
     def loss(_: nn.Module) -> mx.array:
-        with checkpointed_layers(policy.model, policy.config.grad_checkpoint):
+        with checkpointed_layers(policy.model, saving):
             stats = policy.statistics_at(layout, simko_k=1, temperature=1.0)
         return (weights * stats.logprobs).sum()
 
@@ -131,3 +158,50 @@ def difference(policy: Policy, found: dict[str, Any], wanted: dict[str, Any]) ->
     if error <= TOLERANCE.get(policy.dtype, HALF_TOLERANCE):  # False for NaN
         return None
     return f"the gradient is {error:.1%} off"
+
+
+def can_decode_ragged(model: Any) -> str | None:
+    """Why rows of different lengths can't share a decode batch, as half a sentence; or None.
+
+    Some architectures can't take the mask that left-padded rows need, and some caches can't be
+    merged. The merged batch has to reproduce the rows decoded alone.
+    """
+    prompts = [(1, 2, 3, 4, 5, 0), (1, 2, 0)]
+    caches = [prefill(model, prompt, 512) for prompt in prompts]
+    if not all(hasattr(cache, "merge") for cache in caches[0]):
+        return f"{type(caches[0][0]).__name__} can't be merged"
+    try:
+        merged = [type(c).merge([c, d]) for c, d in zip(*caches, strict=True)]
+        return _unlike_alone(model, prompts, merged)
+    except FAILURES as error:  # shapes that don't broadcast, mostly
+        return in_words(error)
+
+
+def can_decode_alike(model: Any) -> str | None:
+    """Why rows that continue prompts of one length can't share a batch of plain caches; or None, as
+    for models that have other caches."""
+    prompts = [(1, 2, 3, 4, 5, 0), (5, 4, 3, 2, 1, 0)]
+    caches = [prefill(model, prompt, 512) for prompt in prompts]
+    if not all(type(cache) is KVCache for cache in caches[0]):
+        return None
+    try:
+        both = [repeat(layer, mx.array([0, 1])) for layer in zip(*caches, strict=True)]
+        return _unlike_alone(model, prompts, both)
+    except FAILURES as error:
+        return in_words(error)
+
+
+def _unlike_alone(model: Any, prompts: list[tuple[int, ...]], caches: list[Any]) -> str | None:
+    """What is wrong with the logits of a batch of two, by those of each row alone."""
+    last = mx.array([[1], [2]])
+    together = model(last, cache=caches).astype(mx.float32)
+    alone = [
+        model(last[i : i + 1], cache=prefill(model, prompt, 512))
+        for i, prompt in enumerate(prompts)
+    ]
+    exact = alone[0].dtype == mx.float32
+    expected = mx.concatenate(alone).astype(mx.float32)
+    error, scale = (float(mx.abs(x).max()) for x in (together - expected, expected))
+    if error <= (DECODE_TOLERANCE if exact else HALF_DECODE_TOLERANCE) * scale:  # False for NaN
+        return None
+    return f"its logits are {error / scale:.1%} off"

@@ -17,7 +17,7 @@ from simko_mlx.losses import LossFn
 from simko_mlx.losses.common import without_lost_tokens
 from simko_mlx.policy import Policy
 from simko_mlx.recompute import checkpointed_layers
-from simko_mlx.selftest import FAILURES, difference, tiny_batch
+from simko_mlx.selftest import FAILURES, difference, in_words, tiny_batch
 from simko_mlx.types import TokenBatch
 
 Result = tuple[tuple[mx.array, dict[str, mx.array], mx.array], Any]
@@ -82,7 +82,7 @@ class Step:
                 mx.eval(gradient)
                 found.append(dict(tree_flatten(gradient)))
         except FAILURES as error:
-            return " ".join(str(error).split())[:120] or type(error).__name__
+            return in_words(error)
         return difference(self.policy, found[1], found[0])
 
     def _compile(self, layout: Layout) -> Any:

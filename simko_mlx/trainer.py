@@ -25,6 +25,7 @@ from simko_mlx.interrupts import Interrupts, Terminated
 from simko_mlx.learner import Learner, Report, random_words
 from simko_mlx.loggers import Fanout, JsonlLogger, Logger, cut_back
 from simko_mlx.metrics import group_metrics
+from simko_mlx.planner import Shape
 from simko_mlx.policy import Policy, load_policy
 from simko_mlx.rollout import Diverged
 from simko_mlx.run_evaluations import RunEvaluations
@@ -191,8 +192,9 @@ class _Run:
         """Tells and limits the memory that the run takes, before it has a folder with anything."""
         prompts = [*self.train_prompts, *self.eval_prompts]
         longest = max(len(ids) for _, ids in prompts)
-        step = self.state.learner.step
-        self.memory = memory.prepare(self.policy, self.config, step, longest, saved)
+        learner = self.state.learner
+        self.memory = memory.prepare(self.policy, self.config, learner.step, longest, saved)
+        learner.budget = min(learner.budget, Shape.of(self.config, longest).tokens)
         self.notes += self.memory.notes
 
     def _train(self) -> RunSummary:

@@ -23,11 +23,11 @@ from mlx_lm.utils import load_model
 from simko_mlx import trainer
 from simko_mlx.batching import group_batch
 from simko_mlx.config import Config
-from simko_mlx.decoding import can_decode_ragged
 from simko_mlx.forward import Way
 from simko_mlx.losses import find_loss
 from simko_mlx.policy import Policy, load_policy
 from simko_mlx.rollout import Sampling, rollout
+from simko_mlx.selftest import can_decode_ragged
 from simko_mlx.step import Step
 from simko_mlx.types import Problem, RolloutGroup, TokenBatch
 from tests.families import write_model

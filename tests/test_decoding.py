@@ -11,8 +11,9 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import KVCache
 
-from simko_mlx.decoding import Decoder, Row, Settings, can_decode_ragged
+from simko_mlx.decoding import Decoder, Row, Settings
 from simko_mlx.sampling import row_hasher, token_key
+from simko_mlx.selftest import can_decode_ragged
 from tests.test_head_tap import build
 
 PROMPTS = ((3, 4, 5, 6, 7), (8, 9, 10), (11, 12, 13, 14, 15, 16, 17, 18, 19), (20, 21, 22))
@@ -299,3 +300,13 @@ def test_each_token_of_a_row_has_a_key_of_its_own(qwen, monkeypatch):
     for row in rows:
         places = [token for hasher, token in asked if hasher == id(row.hasher)]
         assert places == list(range(len(places))) and len(places) >= len(row.tokens)
+
+
+def test_rows_that_may_not_share_a_batch_decode_one_at_a_time(qwen):
+    expected, _, _ = decode(qwen, 4)
+    watched, rows = Watched(qwen), rows_of(4)
+    settings = Settings(width=8, prefill_chunk=512)
+    decoder = Decoder(watched, PROMPTS, STOP, settings, ragged=False, alike=False)  # type: ignore[arg-type]
+    for _ in decoder.run(rows, lambda row: None):
+        pass
+    assert set(watched.widths) == {1} and drawn(rows) == drawn(expected)

@@ -190,6 +190,23 @@ def test_limits_are_set_and_the_wired_one_is_left_alone(tmp_path, monkeypatch, l
     assert mx.set_cache_limit(limits[1]) == GB // 2
 
 
+def test_the_dry_step_corrects_what_is_left_for_the_cache(tmp_path, monkeypatch, limits):
+    monkeypatch.setattr(memory, "dry_step", lambda step, shape: 2 * GB)
+    config = planned(steps=1, eval__before=False, eval__after=False)
+    set_key(config, "memory.limit", 3.0)
+    run(config, tmp_path / "run")
+    assert mx.set_cache_limit(limits[1]) == GB
+
+
+def test_other_batches_are_planned_anew_on_resume(tmp_path, monkeypatch):
+    config = planned(steps=1, eval__before=False, eval__after=False)
+    run(config, tmp_path / "run")
+    before = state(tmp_path / "run")["plan"]["forecast"]["rollout"]
+    config.steps, config.rollout.batch_size = 2, 4
+    run(config, tmp_path / "run", resume=True)
+    assert state(tmp_path / "run")["plan"]["forecast"]["rollout"] < before
+
+
 def state(folder: Path) -> dict[str, Any]:
     saved = checkpoint.load(folder)
     assert saved is not None

@@ -75,7 +75,7 @@ def test_small_groups_share_a_microbatch_up_to_the_budget(budget):
     alone = tokens_held([parts[0].scored])
     for chosen in (parts, [*parts, large]):
         for alike in (False, True):
-            found = packed(chosen, config, alike=alike)
+            found = packed(chosen, token_budget(config), alike=alike)
             assert sorted(id(p) for some in found for p in some) == sorted(map(id, chosen))
             limit = max(
                 LEAST_TOKENS if budget is None else budget,
@@ -84,7 +84,7 @@ def test_small_groups_share_a_microbatch_up_to_the_budget(budget):
             assert all(tokens_held([p.scored for p in some]) <= limit for some in found)
             fewest = -(-len(parts) // (limit // alone))
             assert len(found) <= fewest + (2 if alike else 0) + (large in chosen)
-    assert packed([], config, alike=False) == []
+    assert packed([], 1000, alike=False) == []
 
 
 def test_measured_log_probs_follow_their_completions_into_other_company():
@@ -95,7 +95,7 @@ def test_measured_log_probs_follow_their_completions_into_other_company():
     def value(name: str, row: int, token: int) -> float:
         return -(100 * ord(name) + 10 * row + token) / 1000.0
 
-    (together,) = packed(parts, config, alike=False)
+    (together,) = packed(parts, token_budget(config), alike=False)
     batch = assemble(together, config, normalizer=1.0, bucketed=True)
     assert batch.old_logprobs is None and batch.ref_logprobs is None
     n = len(batch.tokens) // 3

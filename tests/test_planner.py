@@ -9,17 +9,18 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from simko_mlx import collect, run_evaluations
+from simko_mlx import collect, learner, run_evaluations
 from simko_mlx.config import Config, set_key
 from simko_mlx.learner import Learner
 from simko_mlx.loggers import Silent
-from simko_mlx.memory import longest_prompt
+from simko_mlx.memory import dry_step, longest_prompt
 from simko_mlx.planner import Shape, forecast, step_peak
 from simko_mlx.planner_decoding import Rows
 from simko_mlx.policy import Policy, load_outline, load_policy
 from simko_mlx.trainer import train
+from tests.families import write_model
 from tests.models import make_model
-from tests.runs import small_config
+from tests.runs import run, small_config
 
 MODEL: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3}
 RUN: dict[str, Any] = {
@@ -159,3 +160,38 @@ def test_what_takes_less_is_told_less(qwen2, key, less, more):
     )
     policy = load_outline(small)
     assert step_peak(policy, small, 24) < step_peak(policy, large, 24)
+
+
+@pytest.mark.parametrize("name", ["lfm2", "qwen3_next", "falcon_h1", "llama4"])
+def test_models_with_other_layers_than_attention_are_told_too(tmp_path, name):
+    """States, several caches in a layer, buffers made contiguous, and full rows."""
+    config = config_for(
+        write_model(tmp_path / "model", name), {"rollout.max_completion_length": 16}
+    )
+    outline = forecast(load_outline(config), config, 24)
+    policy = load_policy(config)
+    step = Learner(policy, config).step
+    loaded = forecast(policy, config, 24, step=step)
+    assert outline.step == pytest.approx(loaded.step, rel=0.08)  # constants not yet computed
+    assert 0 < outline.rollout < 2 * outline.step
+    peak = dry_step(step, loaded.shape)
+    assert loaded.step == pytest.approx(peak, rel=0.15)
+
+
+def test_short_completions_are_not_packed_beyond_what_was_planned(tmp_path, monkeypatch):
+    """Of 100 tokens a full group takes 72, so that no second one is planned for; two short ones
+    would take 80."""
+    config = small_config(optim__microbatch_tokens=100, steps=1)
+    assert Shape.of(config, 7).groups == 1 and Shape.of(config, 7).tokens == 72
+    budgets = []
+    original = learner.packed
+
+    def watching(parts, budget, *, alike):
+        budgets.append(budget)
+        return original(parts, budget, alike=alike)
+
+    monkeypatch.setattr(learner, "packed", watching)
+    run(config, tmp_path / "run")
+    assert set(budgets) == {72}
+    run(small_config(optim__microbatch_size=2, steps=1), tmp_path / "again")
+    assert set(budgets) == {72, 0}

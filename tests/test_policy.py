@@ -246,7 +246,7 @@ def test_a_used_policy_is_let_go(qwen2):
     import gc
     import weakref
 
-    from simko_mlx.rollout import can_decode_ragged
+    from simko_mlx.selftest import can_decode_ragged
 
     policy = load_policy(config_for(qwen2))
     assert can_decode_ragged(policy.model) is None

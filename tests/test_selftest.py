@@ -12,7 +12,15 @@ from simko_mlx import selftest
 from simko_mlx.forward import WAYS
 from simko_mlx.policy import Policy, load_policy
 from simko_mlx.prefix import PrefixCache
-from simko_mlx.selftest import Choice, choose_way, difference, tiny_batch
+from simko_mlx.selftest import (
+    Choice,
+    can_decode_alike,
+    can_decode_ragged,
+    choose_way,
+    difference,
+    tiny_batch,
+)
+from simko_mlx.types import UserError
 from tests.models import make_model
 from tests.runs import small_config
 
@@ -162,3 +170,61 @@ def test_differences_are_relative_and_as_strict_as_the_type_allows(policy):
     assert difference(policy, moved(0.0009), wanted) is None
     assert difference(policy, moved(0.002), wanted) == "the gradient is 0.2% off"
     assert difference(policy, moved(float("nan")), wanted) is not None
+
+
+def test_checkpointing_that_not_even_full_rows_bear_is_refused(policy, monkeypatch):
+    """The reference is never checkpointed: what is wrong in both would go unnoticed."""
+    original = selftest._gradient
+
+    def wrong(policy, way, packed, *, plain=False):
+        found = original(policy, way, packed, plain=plain)
+        return found if plain else {name: 1.5 * value for name, value in found.items()}
+
+    monkeypatch.setattr(selftest, "_gradient", wrong)
+    assert choose_way(policy).way == "full"
+    monkeypatch.setattr(policy.config, "grad_checkpoint", True)
+    with pytest.raises(UserError, match=r"grad_checkpoint doesn't work .*50\.0% off.*leave it out"):
+        choose_way(policy)
+
+
+def test_the_reference_is_not_checkpointed(policy, monkeypatch):
+    monkeypatch.setattr(policy.config, "grad_checkpoint", True)
+    seen = []
+    original = selftest.checkpointed_layers
+
+    def watching(model, on=True):
+        seen.append(on)
+        return original(model, on)
+
+    monkeypatch.setattr(selftest, "checkpointed_layers", watching)
+    choose_way(policy)
+    assert seen == [False, True]
+
+
+class Crossed:
+    """A model that mixes up the rows of a batch."""
+
+    def __init__(self, model: Any):
+        self.model = model
+        self.layers = model.layers
+
+    def __call__(self, ids: mx.array, cache: Any) -> mx.array:
+        out = self.model(ids, cache=cache)
+        return out[::-1] if len(ids) > 1 else out
+
+
+@pytest.mark.parametrize("check", [can_decode_ragged, can_decode_alike])
+def test_rows_that_change_in_company_decode_alone(policy, check):
+    assert check(policy.model) is None
+    assert "off" in (check(Crossed(policy.model)) or "")
+
+
+def test_where_nothing_shares_a_batch_rows_decode_one_by_one(policy, monkeypatch):
+    monkeypatch.setattr(selftest, "can_decode_ragged", lambda model: "a")
+    monkeypatch.setattr(selftest, "can_decode_alike", lambda model: "its logits are 9% off")
+    for name, value in (("notes", []), ("ragged", True), ("alike", True)):
+        monkeypatch.setattr(policy, name, value)
+    policy.try_decoding()
+    (note,) = policy.notes
+    assert "(its logits are 9% off): one completion at a time" in note
+    assert (policy.ragged, policy.alike) == (False, False)

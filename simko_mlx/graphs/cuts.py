@@ -163,6 +163,7 @@ class Cuts:
                 ("value_and_grad", self.value_and_grad),
                 ("grad", lambda fn, argnums=None: self.grad(fn, argnums)),
                 ("gather_mm", _GatherMM(self, mx.gather_mm)),
+                ("contiguous", _contiguous),
             ):
                 stack.enter_context(patch.object(mx, name, stand_in))
             yield
@@ -285,6 +286,12 @@ class Cuts:
         """Stands in for ``mx.grad``."""
         both = self.value_and_grad(fn, argnums)
         return lambda *args, **kwargs: both(*args, **kwargs)[1]
+
+
+def _contiguous(x: mx.array, *_: Any, **__: Any) -> mx.array:
+    """Stands in for ``mx.contiguous``, which MLX can't export: also a buffer of the same size, but
+    where ``x`` has one to itself."""
+    return x + mx.zeros((), dtype=x.dtype)
 
 
 def _is_float(x: mx.array) -> bool:

@@ -71,6 +71,12 @@ def test_out_of_memory_goes_on_with_half_the_microbatch(supervised, tmp_path, ca
     assert "(2 of 3)" in said[1]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_stopped_before_it_can_answer_is_not_started_again(supervised, number):
+    code, commands = supervised([-number])
+    assert code == 128 + number and len(commands) == 1
+
+
 def test_without_a_checkpoint_it_starts_again(supervised, capsys):
     _, commands = supervised([KILL, 0], saved=False)
     assert commands[1][:2] == ["--config", "gsm8k"] and "--output-dir" in commands[1]
