@@ -18,7 +18,7 @@ demo: venv
 	@.venv/bin/simko-mlx train $(ARGS)
 
 test: lint
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest -n auto --maxprocesses 4 $(ARGS)
 
 lint: venv
 	.venv/bin/ruff check .

@@ -45,8 +45,10 @@ from mlx_lm.models import qwen2
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 
-from simko_mlx.decoding import Decoder, Row, Settings
+from simko_mlx.decoding import Decoder, Row, Settings, Together
+from simko_mlx.model_files import to_column_major
 from simko_mlx.sampling import row_hasher
+from simko_mlx.shared_prompts import share_attention
 
 ENGINES = ("ours", "batch", "fan-out", "batch-default", "one")
 CASES = ("equal", "ragged")
@@ -126,7 +128,9 @@ def make_decoder(model: Any, work: Work) -> tuple[Decoder, list[Row]]:
         for i, length in enumerate(work.lengths)
     ]
     settings = Settings(width=len(rows), prefill_chunk=CHUNK)
-    return Decoder(model, work.prompts, (), settings, ragged=True), rows
+    to_column_major(model)
+    shared = share_attention(model)
+    return Decoder(model, work.prompts, (), settings, Together(shared=shared)), rows
 
 
 def ours(model: Any, work: Work) -> list[int]:

@@ -85,6 +85,8 @@ class RolloutConfig:
     top_k: int = 0
     batch_size: int = execution(64)  # completions decoded side by side
     prefill_chunk: int = execution(512)  # prompt tokens per forward pass
+    # Completions use one copy of their prompt's keys and values. None: on a CPU.
+    share_prompts: bool | None = execution(None)
 
 
 @dataclass

@@ -18,6 +18,7 @@ import numpy as np
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from simko_mlx.sampling import draw, token_key, uniforms
+from simko_mlx.shared_prompts import arrange
 
 COMPACT_AT = 0.9  # finished rows leave the batch when at most this share is still alive
 
@@ -47,6 +48,16 @@ class Settings:
     top_k: int = 0
 
 
+@dataclass(frozen=True)
+class Together:
+    """Which rows may share a batch (see ``selftest``): of different lengths (``ragged``), of one
+    length (``alike``); and whether those of a prompt use one copy of it (``shared``)."""
+
+    ragged: bool = True
+    alike: bool = True
+    shared: bool = False
+
+
 @dataclass
 class Batch:
     """The rows under way with their caches, and the tokens (B,) that they go on with."""
@@ -59,8 +70,6 @@ class Batch:
 class Decoder:
     """Decodes rows to their ends.
 
-    ``ragged`` says whether rows of different lengths may share a batch, ``alike`` whether rows of
-    one length may (see ``selftest``).
     ``prefilled`` holds the caches of prompts of which rows wait. (``planner_decoding.py`` follows
     the same steps without evaluating them.)
     """
@@ -71,17 +80,15 @@ class Decoder:
         prompts: Sequence[tuple[int, ...]],
         stop: Iterable[int],
         settings: Settings,
-        *,
-        ragged: bool,
-        alike: bool = True,
+        together: Together,
     ):
         self.model: Any = model
         self.prompts = prompts
         self.stop = stop
         self.settings = settings
         # An empty recurrent state can't be merged with a filled one: a prompt of one token decides.
-        self.ragged = ragged and all(len(prompt) > 1 for prompt in prompts)
-        self.alike = alike
+        self.ragged = together.ragged and all(len(prompt) > 1 for prompt in prompts)
+        self.alike, self.shared = together.alike, together.shared
         self.waiting: deque[Row] = deque()
         self._users: Counter[int] = Counter()
         self.prefilled: dict[int, list[Any]] = {}
@@ -147,6 +154,8 @@ class Decoder:
                     finished(row)
 
     def _can_refill(self, batch: Batch) -> bool:
+        if self.shared:
+            return bool(self.waiting)
         if not (self.waiting and self.ragged):
             return False
         return all(hasattr(c, "filter") and hasattr(c, "extend") for c in batch.caches)
@@ -154,6 +163,10 @@ class Decoder:
     def compact(self, batch: Batch, alive: list[int]) -> None:
         """Drops finished rows, where the caches let them go, and takes in waiting ones."""
         refill = self._can_refill(batch)
+        if self.shared:
+            if alive or refill:
+                self._arrange(batch, alive)
+            return
         if not all(hasattr(c, "filter") or type(c) is KVCache for c in batch.caches):
             return
         if not alive:
@@ -174,9 +187,29 @@ class Decoder:
             batch.tokens = mx.concatenate([batch.tokens, self._last(fresh)])
             batch.rows = [*batch.rows, *fresh]
 
+    def _arrange(self, batch: Batch, alive: list[int]) -> None:
+        """Fills the places of rows that aren't alive with waiting ones, as far as there are any."""
+        fresh = self._take(self.settings.width - len(alive))
+        rows = [*(batch.rows[i] for i in alive), *fresh]
+        caches = {p: self._prompt(p, last=True) for p in {row.prompt: None for row in fresh}}
+        batch.caches = arrange(
+            batch.caches,
+            alive,
+            [(row.prompt, len(self.prompts[row.prompt]) - 1) for row in fresh],
+            caches,
+            room=max(row.limit - row.drawn for row in rows),
+            last=not self.waiting,
+        )
+        batch.tokens = mx.concatenate([batch.tokens[mx.array(alive, mx.int32)], self._last(fresh)])
+        batch.rows = rows
+
     # --- rows to begin with ---------------------------------------------------------------------
 
     def first_batch(self) -> Batch:
+        if self.shared:
+            batch = Batch([], [], mx.array([], dtype=mx.int32))
+            self._arrange(batch, [])
+            return batch
         lengths = {len(self.prompts[row.prompt]) for row in list(self.waiting)[: self._width()]}
         refill = len(self.waiting) > self._width()
         caches = self._prompt(self.waiting[0].prompt)

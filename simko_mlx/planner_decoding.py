@@ -11,10 +11,11 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import CacheList, make_prompt_cache
 
-from simko_mlx.decoding import COMPACT_AT, Batch, Decoder, Row, Settings
+from simko_mlx.decoding import COMPACT_AT, Batch, Decoder, Row, Settings, Together
 from simko_mlx.graphs import CPU, peak_bytes
 from simko_mlx.policy import Policy
 from simko_mlx.sampling import row_hasher
+from simko_mlx.shared_prompts import share_attention
 
 Caches = list[Any]
 
@@ -54,13 +55,17 @@ class _Decoding:
         self.rows = rows
         self.completion = completion
         self.chunk = policy.config.rollout.prefill_chunk
-        ragged = policy.ragged
-        self.ragged = self._takes_ragged_rows() if ragged is None else ragged
-        lengths = [max(1, prompt - (i % 2 and self.ragged)) for i in range(rows.prompts + 1)]
+        self.together = policy.together or self._likely()
+        unequal = self.together.ragged or self.together.shared
+        lengths = [max(1, prompt - (i % 2 and unequal)) for i in range(rows.prompts + 1)]
         self.prompts = [(0,) * length for length in lengths]
 
+    def _likely(self) -> Together:
+        """What the self-tests will find, as far as shapes tell."""
+        shared = self.policy.shares_prompts and share_attention(self.model)
+        return Together(self._takes_ragged_rows(), shared=shared)
+
     def _takes_ragged_rows(self) -> bool:
-        """What ``selftest.can_decode_ragged`` will find, as far as shapes tell."""
         caches = [self._prefill((0,) * length) for length in (5, 2)]
         if not all(hasattr(cache, "merge") for cache in caches[0]):
             return False
@@ -81,6 +86,9 @@ class _Decoding:
         yield held + self._peak(prompts, self._begin)
 
         batch = self._begin(prompts)
+        if self.together.shared:
+            yield from self._moments_shared(batch, prompts)
+            return
         yield _bytes([batch.caches]) + self._peak([batch.caches], self._go_on(batch))
         if self.rows.refilled and all(hasattr(c, "_idx") for c in batch.caches):
             # A buffer that rows have joined outlasts the first completions, and grows once.
@@ -94,18 +102,38 @@ class _Decoding:
             caches = [batch.caches, *prompts]
             yield _bytes([batch.caches, prompts[0]]) + self._peak(caches, self._join(batch))
 
+    def _moments_shared(self, batch: Batch, prompts: list[Caches]) -> Iterator[int]:
+        self._age(batch)
+        alive = COMPACT_AT * len(batch.rows), 2 * self.rows.prompts - 1  # then each for itself
+        for rows in {max(1, int(count)) for count in alive if count <= len(batch.rows)}:
+            yield _bytes([batch.caches]) + self._peak([batch.caches], self._go_on(batch, rows))
+        if self.rows.refilled:
+            for _ in range(2):  # rows that join make room for as many tokens again
+                caches = [batch.caches, *prompts]
+                yield _bytes([batch.caches, prompts[0]]) + self._peak(caches, self._join(batch))
+                batch = self._join(batch)([_with(c, _arrays(c)) for c in caches])
+                self._age(batch)
+
+    def _age(self, batch: Batch) -> None:
+        """The moment before the last token of these rows."""
+        for row in batch.rows:
+            row.drawn = self.completion - 1
+        for cache in batch.caches:
+            grown = self.completion - 1 - cache.used + int(cache.layout.begins.min())
+            cache.used += grown
+
     # --- what is traced -------------------------------------------------------------------------
 
     def _begin(self, prompts: list[Caches]) -> Batch:
         return self._started(self._decoder(prompts, self.rows.rows + self.rows.refilled))
 
-    def _go_on(self, batch: Batch) -> Callable[[list[Caches]], Batch]:
+    def _go_on(self, batch: Batch, rows: int | None = None) -> Callable[[list[Caches]], Batch]:
         """A token, with the finished rows gone where they may go."""
+        alive = list(range(rows or max(1, int(COMPACT_AT * len(batch.rows)))))
 
         def run(caches: list[Caches]) -> Batch:
             decoder, same = self._decoder([], 0), _copied(batch, caches[0])
-            alive = range(max(1, int(COMPACT_AT * len(batch.rows))))
-            decoder.compact(same, list(alive))
+            decoder.compact(same, alive)
             same.tokens = decoder.step(same)[0]
             return same
 
@@ -147,7 +175,7 @@ class _Decoding:
         """A decoder for which so many rows wait, after these prompts."""
         temperature = self.policy.config.rollout.temperature
         settings = Settings(self.rows.rows, self.chunk, temperature)
-        decoder = Decoder(self.model, self.prompts, (), settings, ragged=self.ragged)
+        decoder = Decoder(self.model, self.prompts, (), settings, self.together)
         hasher = row_hasher(0, 0, "", 0)
         group = self.rows.group
         decoder.queue([Row(i // group, self.completion, hasher) for i in range(rows)])

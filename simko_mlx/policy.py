@@ -24,6 +24,7 @@ from mlx_lm.utils import get_total_parameters
 from simko_mlx import selftest
 from simko_mlx.adapters import ignored_settings, new_adapter, start_from
 from simko_mlx.config import Config
+from simko_mlx.decoding import Together
 from simko_mlx.forward import WAYS, Layout, Way, lay_out, outputs
 from simko_mlx.head_tap import HeadTap, find_head, likely_head
 from simko_mlx.kernels import (
@@ -58,8 +59,7 @@ class Policy:
         self.context = context_length(path)
         self.adapter_config: dict[str, Any] = {}
         self.notes: list[str] = []
-        self.ragged: bool | None = None  # see try_decoding, which load_policy calls
-        self.alike = True
+        self.together: Together | None = None  # see try_decoding
         self.tap: HeadTap | None = None  # see tap_head; without one, logits are held in full
         self.head_problem: str | None = None
         self.head_backend = "reference"
@@ -147,13 +147,29 @@ class Policy:
         note = choice.note()
         self.notes += [note] if note else []
 
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether completions are to use one copy of their prompt's keys while they decode."""
+        wanted = self.config.rollout.share_prompts
+        on_cpu = mx.default_device().type == mx.DeviceType.cpu  # where its speed is known
+        return on_cpu if wanted is None else wanted
+
     def try_decoding(self) -> None:
         """Finds out which completions may be decoded side by side."""
         different = selftest.can_decode_ragged(self.model)
         one_length = selftest.can_decode_alike(self.model)
-        self.ragged, self.alike = different is None, one_length is None
-        if different is not None:
-            plain = self.alike and all(type(c) is KVCache for c in make_prompt_cache(self.model))
+        problem = selftest.can_decode_shared(self.model) if self.shares_prompts else None
+        if problem is not None and self.config.rollout.share_prompts:
+            self.notes.append(
+                f"rollout.share_prompts does nothing in this model ({problem}): each completion "
+                "holds its prompt's keys and values for itself."
+            )
+        shared = self.shares_prompts and problem is None
+        self.together = Together(different is None, one_length is None, shared)
+        if different is not None and not shared:
+            plain = one_length is None and all(
+                type(c) is KVCache for c in make_prompt_cache(self.model)
+            )
             several = "prompts of one length" if plain else "one completion"
             self.notes.append(
                 f"Completions can't share decode batches freely in this model "

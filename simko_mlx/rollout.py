@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from simko_mlx.decoding import Decoder, Row, Settings
+from simko_mlx.decoding import Decoder, Row, Settings, Together
 from simko_mlx.sampling import row_hasher
 from simko_mlx.types import LENGTH, STOP, Completion, Problem, RolloutGroup, UserError
 
@@ -48,10 +48,9 @@ def rollout(
 ) -> list[RolloutGroup]:
     """Samples ``group_size`` completions for each (problem, prompt ids), in order.
 
-    ``policy`` has ``model``, ``tokenizer``, ``stop_tokens``, ``ragged`` and ``alike``. The model is
-    left in evaluation mode (LoRA's dropout would otherwise stay on while sampling). ``on_group`` is
-    given each group, with its place, as soon as its last completion has ended, while others still
-    decode.
+    ``policy`` has ``model``, ``tokenizer``, ``stop_tokens`` and ``together``. The model is left in
+    evaluation mode (LoRA's dropout would otherwise stay on while sampling). ``on_group`` is given
+    each group, with its place, as soon as its last completion has ended, while others still decode.
 
     Raises:
         Diverged: the model's probabilities are not finite.
@@ -79,8 +78,7 @@ def rollout(
         [ids for _, ids in prompts],
         policy.stop_tokens,
         settings,
-        ragged=bool(policy.ragged),
-        alike=policy.alike,
+        policy.together or Together(ragged=False),
     )
     groups: list[RolloutGroup | None] = [None] * len(prompts)
     left = [size] * len(prompts)

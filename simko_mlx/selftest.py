@@ -19,6 +19,7 @@ from mlx_lm.models.cache import KVCache
 from simko_mlx.decoding import prefill, repeat
 from simko_mlx.forward import WAYS, Way, lay_out
 from simko_mlx.recompute import checkpointed_layers
+from simko_mlx.shared_prompts import arrange, share_attention
 from simko_mlx.types import TokenBatch, UserError
 
 if TYPE_CHECKING:
@@ -193,14 +194,48 @@ def can_decode_alike(model: Any) -> str | None:
 
 def _unlike_alone(model: Any, prompts: list[tuple[int, ...]], caches: list[Any]) -> str | None:
     """What is wrong with the logits of a batch of two, by those of each row alone."""
-    last = mx.array([[1], [2]])
-    together = model(last, cache=caches).astype(mx.float32)
-    alone = [
-        model(last[i : i + 1], cache=prefill(model, prompt, 512))
-        for i, prompt in enumerate(prompts)
+    together = model(mx.array([[1], [2]]), cache=caches)
+    return _off(together, [_after(model, (*p[:-1], i + 1)) for i, p in enumerate(prompts)])
+
+
+def can_decode_shared(model: Any) -> str | None:
+    """Why rows can't use one copy of their prompt's keys and values, as half a sentence; or None.
+
+    Two rows of one prompt and one of another decode a token each; one leaves and one joins; then
+    none will join any more, and each gets its prompt to itself.
+    """
+    if not share_attention(model):
+        return "it has caches or an attention of another kind"
+    long, short = (1, 2, 3, 4, 5), (6, 7)
+    prefilled = {i: prefill(model, (*p, 0), 512) for i, p in enumerate((long, short))}
+    batches = [  # rows to keep, prompts that join, the batch's texts
+        ([], [0, 0, 1], [(*long, 1), (*long, 2), (*short, 3)]),
+        ([1, 2], [1], [(*long, 2, 4), (*short, 3, 5), (*short, 6)]),
+        ([0, 2], [], [(*long, 2, 4, 7), (*short, 6, 8)]),
     ]
+    caches: list[Any] = []
+    try:
+        for i, (keep, joining, texts) in enumerate(batches):
+            new = [(prompt, (len(long), len(short))[prompt]) for prompt in joining]
+            caches = arrange(caches, keep, new, prefilled, room=3 - i, last=i == 2)
+            together = model(mx.array([[text[-1]] for text in texts]), cache=caches)
+            problem = _off(together, [_after(model, text) for text in texts])
+            if problem is not None:
+                return problem
+    except FAILURES as error:
+        return in_words(error)
+    return None
+
+
+def _after(model: Any, text: tuple[int, ...]) -> mx.array:
+    """The logits (1, 1, V) after a text, decoded by itself."""
+    return model(mx.array([[text[-1]]]), cache=prefill(model, text, 512))
+
+
+def _off(together: mx.array, alone: list[mx.array]) -> str | None:
+    """What is wrong with the logits of a batch, by those of each row alone."""
     exact = alone[0].dtype == mx.float32
-    expected = mx.concatenate(alone).astype(mx.float32)
+    together, expected = (x.astype(mx.float32) for x in (together, mx.concatenate(alone)))
     error, scale = (float(mx.abs(x).max()) for x in (together - expected, expected))
     if error <= (DECODE_TOLERANCE if exact else HALF_DECODE_TOLERANCE) * scale:  # False for NaN
         return None

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # BLAS threads of several workers only wait for each other
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import simko_mlx  # noqa: F401  before mlx.core, so that OpenBLAS is found first
 

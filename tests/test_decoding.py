@@ -11,7 +11,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import KVCache
 
-from simko_mlx.decoding import Decoder, Row, Settings
+from simko_mlx.decoding import Decoder, Row, Settings, Together
 from simko_mlx.sampling import row_hasher, token_key
 from simko_mlx.selftest import can_decode_ragged
 from tests.test_head_tap import build
@@ -70,12 +70,13 @@ def decode(
     stop=STOP,
     limit: int = 20,
     ragged: bool = True,
+    shared: bool = False,
     chunk: int = 512,
 ) -> tuple[list[Row], Watched, Decoder]:
     watched = Watched(model)
     rows = rows_of(count, prompts, limit)
     settings = Settings(width=width, prefill_chunk=chunk)
-    decoder = Decoder(watched, prompts, stop, settings, ragged=ragged)  # type: ignore[arg-type]
+    decoder = Decoder(watched, prompts, stop, settings, Together(ragged, shared=shared))  # type: ignore[arg-type]
     ended: Counter[int] = Counter()
 
     def finished(row: Row) -> None:
@@ -141,7 +142,7 @@ def test_each_prompt_is_run_once_and_dropped_when_no_row_of_it_waits(qwen, width
 
 def test_a_prompts_cache_is_kept_only_while_rows_of_it_wait(qwen):
     rows = [Row(i // 4, 6, row_hasher(0, 1, f"p{i // 4}", i % 4)) for i in range(16)]
-    decoder = Decoder(qwen, PROMPTS, (), Settings(width=2, prefill_chunk=512), ragged=True)
+    decoder = Decoder(qwen, PROMPTS, (), Settings(width=2, prefill_chunk=512), Together())
     for _ in decoder.run(rows, lambda row: None):
         waiting = {row.prompt for row in decoder.waiting}
         assert set(decoder.prefilled) <= waiting and len(decoder.prefilled) <= 1
@@ -171,7 +172,7 @@ def test_limits_of_one_and_rows_that_outlast_many_others(qwen):
     for width in (12, 2, 3):
         rows = mixed()
         settings = Settings(width=width, prefill_chunk=512)
-        for _ in Decoder(qwen, PROMPTS, (), settings, ragged=True).run(rows, lambda row: None):
+        for _ in Decoder(qwen, PROMPTS, (), settings, Together()).run(rows, lambda row: None):
             pass
         assert [len(row.tokens) for row in rows] == [row.limit for row in rows]
         found.append(drawn(rows))
@@ -237,7 +238,7 @@ def test_caches_that_cannot_be_merged_take_one_row_at_a_time(qwen):
     decoder = Decoder(
         watched,  # type: ignore[arg-type]
         *(PROMPTS, STOP, Settings(width=4, prefill_chunk=512)),
-        ragged=False,
+        Together(ragged=False),
     )
     for _ in decoder.run(rows, lambda row: None):
         pass
@@ -282,7 +283,7 @@ def test_the_first_row_of_a_prompt_does_not_write_into_the_caches_of_the_next(qw
         for row in again:
             row.hasher = row_hasher(0, 1, "p", 0)
         settings = Settings(width=2, prefill_chunk=512)
-        decoder = Decoder(qwen, PROMPTS, (), settings, ragged=ragged)
+        decoder = Decoder(qwen, PROMPTS, (), settings, Together(ragged))
         for _ in decoder.run(again, lambda row: None):
             pass
         assert len({tuple(row.tokens) for row in again}) == 1
@@ -306,7 +307,7 @@ def test_rows_that_may_not_share_a_batch_decode_one_at_a_time(qwen):
     expected, _, _ = decode(qwen, 4)
     watched, rows = Watched(qwen), rows_of(4)
     settings = Settings(width=8, prefill_chunk=512)
-    decoder = Decoder(watched, PROMPTS, STOP, settings, ragged=False, alike=False)  # type: ignore[arg-type]
+    decoder = Decoder(watched, PROMPTS, STOP, settings, Together(False, False))  # type: ignore[arg-type]
     for _ in decoder.run(rows, lambda row: None):
         pass
     assert set(watched.widths) == {1} and drawn(rows) == drawn(expected)

@@ -28,6 +28,7 @@ LAYERS = [
         "prefix",
         "recompute",
         "rundir",
+        "shared_prompts",
     },
     {
         "decoding",

@@ -125,6 +125,7 @@ def test_chunked_attention_is_trained_row_by_row_and_says_so(case):
     llama4 = case("llama4")
     assert llama4.policy.way == "full"
     assert llama4.ragged == "ChunkedKVCache can't be merged"
-    (note,) = llama4.policy.notes
-    assert "ChunkedKVCache can't be shared between rows" in note
-    assert "each completion is trained on with its whole prompt" in note
+    update, decoding = llama4.policy.notes
+    assert "ChunkedKVCache can't be shared between rows" in update
+    assert "each completion is trained on with its whole prompt" in update
+    assert "(ChunkedKVCache can't be merged): one completion at a time" in decoding

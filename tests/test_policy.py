@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from simko_mlx.config import Config
 from simko_mlx.model_files import find_model
-from simko_mlx.policy import load_base, load_policy
+from simko_mlx.policy import load_base, load_policy, named_arrays
 from simko_mlx.types import UserError
 from tests.models import make_model
 
@@ -254,3 +254,19 @@ def test_a_used_policy_is_let_go(qwen2):
     del policy
     gc.collect()
     assert gone() is None
+
+
+def test_weights_lie_as_blas_wants_them(qwen2):
+    """On a CPU column after column; their values are those of the file."""
+    policy = load_policy(Config(model=str(qwen2)))
+    weights = [
+        (name, x)
+        for name, x in named_arrays(policy.model.parameters()).items()
+        if name.endswith("proj.linear.weight") or name == "model.embed_tokens.weight"
+    ]
+    files = mx.load(str(qwen2 / "model.safetensors"))
+    assert len(weights) > 7
+    for name, weight in weights:
+        strides = memoryview(weight).strides  # type: ignore[arg-type]
+        assert strides == (4, 4 * weight.shape[0])
+        assert mx.array_equal(weight, files[name.replace(".linear", "")])  # type: ignore[index]

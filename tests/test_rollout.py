@@ -210,12 +210,12 @@ def test_caches_that_cannot_merge_decode_one_row_at_a_time(qwen2, monkeypatch):
             out.inner = copy.deepcopy(self.inner, memo)
             return out
 
-    for module in ("decoding", "policy"):
+    for module in ("decoding", "policy", "shared_prompts"):
         monkeypatch.setattr(
             f"simko_mlx.{module}.make_prompt_cache", lambda m: [Unmergeable() for _ in m.layers]
         )
     policy.try_decoding()
-    assert not policy.ragged and any("one completion at a time" in n for n in policy.notes)
+    assert not policy.together.ragged and any("one completion at a time" in n for n in policy.notes)
     alone = sample(policy, 2)
     for a, b in zip(expected, alone, strict=True):
         assert [c.token_ids for c in a.completions] == [c.token_ids for c in b.completions]

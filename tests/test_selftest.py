@@ -9,6 +9,7 @@ import pytest
 from mlx_lm.tuner.trainer import grad_checkpoint
 
 from simko_mlx import selftest
+from simko_mlx.decoding import Together
 from simko_mlx.forward import WAYS
 from simko_mlx.policy import Policy, load_policy
 from simko_mlx.prefix import PrefixCache
@@ -16,6 +17,7 @@ from simko_mlx.selftest import (
     Choice,
     can_decode_alike,
     can_decode_ragged,
+    can_decode_shared,
     choose_way,
     difference,
     tiny_batch,
@@ -208,12 +210,15 @@ class Crossed:
         self.model = model
         self.layers = model.layers
 
+    def modules(self) -> list[Any]:
+        return self.model.modules()
+
     def __call__(self, ids: mx.array, cache: Any) -> mx.array:
         out = self.model(ids, cache=cache)
         return out[::-1] if len(ids) > 1 else out
 
 
-@pytest.mark.parametrize("check", [can_decode_ragged, can_decode_alike])
+@pytest.mark.parametrize("check", [can_decode_ragged, can_decode_alike, can_decode_shared])
 def test_rows_that_change_in_company_decode_alone(policy, check):
     assert check(policy.model) is None
     assert "off" in (check(Crossed(policy.model)) or "")
@@ -222,9 +227,10 @@ def test_rows_that_change_in_company_decode_alone(policy, check):
 def test_where_nothing_shares_a_batch_rows_decode_one_by_one(policy, monkeypatch):
     monkeypatch.setattr(selftest, "can_decode_ragged", lambda model: "a")
     monkeypatch.setattr(selftest, "can_decode_alike", lambda model: "its logits are 9% off")
-    for name, value in (("notes", []), ("ragged", True), ("alike", True)):
-        monkeypatch.setattr(policy, name, value)
+    monkeypatch.setattr(selftest, "can_decode_shared", lambda model: "its attention is unusual")
+    monkeypatch.setattr(policy, "notes", [])
+    monkeypatch.setattr(policy, "together", policy.together)
     policy.try_decoding()
     (note,) = policy.notes
     assert "(its logits are 9% off): one completion at a time" in note
-    assert (policy.ragged, policy.alike) == (False, False)
+    assert policy.together == Together(ragged=False, alike=False)
