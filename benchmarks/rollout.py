@@ -1,7 +1,7 @@
 """Rollouts: this project's decoder and mlx-lm's ways to the same completions, side by side.
 
 Engines:
-  ours           simko_mlx.decoding.Decoder: each prompt prefilled once, with log-probs
+  ours           simko_mlx.decoding.Decoder: each prompt prefilled and held once; with log-probs
   batch          mlx_lm.generate.batch_generate, each prompt given once per completion, with
                  completion_batch_size and prefill_batch_size as large as all rows
   batch-default  that with the sizes it has by itself (32 and 8)
@@ -292,12 +292,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--models", nargs="+", choices=SHAPES, default=["tiny", "20M"])
+    add("--models", nargs="+", choices=SHAPES, default=["20M", "wide"])
     add("--cases", nargs="+", choices=CASES, default=list(CASES))
     add("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     add("--prompts", type=int, default=8, metavar="P")
     add("--group", type=int, default=8, metavar="G", help="completions of each prompt (default 8)")
-    add("--prompt", type=int, default=64, help="tokens of a prompt, on average (default 64)")
+    add("--prompt", type=int, default=128, help="tokens of a prompt, on average (default 128)")
     add("--mean", type=int, default=64, help="tokens of a completion, on average (default 64)")
     add("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of ragged lengths (1 2 3)")
     add("--rounds", type=int, default=5, help="processes of each engine (default 5)")

@@ -19,7 +19,7 @@ from simko_mlx.batching import MEASURED_PER_PROBLEM, group_batch
 from simko_mlx.config import Config, validate_k
 from simko_mlx.config_sources import from_run
 from simko_mlx.loggers import Logger
-from simko_mlx.losses.common import forking_tokens
+from simko_mlx.losses.common import fork_statistics
 from simko_mlx.metrics import Interval, clustered_interval, pass_at_k
 from simko_mlx.policy import Policy, load_base, load_policy
 from simko_mlx.rollout import Sampling, rollout
@@ -164,12 +164,10 @@ class _Tally:
             some = group.completions[:MEASURED_PER_PROBLEM]
             batch = group_batch(RolloutGroup(group.problem, group.prompt_ids, some))
             stats = policy.statistics(batch, simko_k=3, temperature=1.0, gradient=False)
-            forking = forking_tokens(stats.entropy, batch.loss_mask, quantile)
-            probs = mx.exp(stats.topk_logprobs)
-            # At once: what is left for later would keep the logits of all tokens until then.
-            mx.eval(stats.entropy, forking, probs)
+            entropy, forking, probs = fork_statistics(stats, batch.loss_mask, quantile)
+            mx.eval(entropy, forking, probs)
             real = np.array(batch.loss_mask) > 0
-            self.entropy.append(np.array(stats.entropy)[real])
+            self.entropy.append(np.array(entropy)[real])
             self.ranks.append(np.array(probs)[real])
             self.forking.append(np.array(forking)[real])
 

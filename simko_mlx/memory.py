@@ -35,6 +35,7 @@ UNKNOWN_PROMPT = 512  # tokens, where neither data nor prompt.max_length tell
 PLANNED = (
     *("grad_checkpoint", "optim.microbatch_size", "optim.microbatch_tokens", "optim.compile"),
     *("optim.head_chunk", "optim.head_backend", "rollout.batch_size", "rollout.prefill_chunk"),
+    "rollout.share_prompts",
 )
 
 
@@ -86,7 +87,7 @@ def changes(
         now = forecast(policy, config, prompt, memo=memo)
         return max(now.rollout, now.evaluation)
 
-    for peak, tries in ((step, [*_for_steps(config)]), (rollout, [*_for_rollouts(config)])):
+    for peak, tries in ((step, [*_for_steps(config)]), (rollout, [*_for_rollouts(policy, config)])):
         if peak(here) <= limit:
             continue
         most = copy.deepcopy(here)
@@ -112,7 +113,9 @@ def _for_steps(config: Config) -> Iterator[tuple[str, Any]]:
     yield "optim.head_chunk", 8
 
 
-def _for_rollouts(config: Config) -> Iterator[tuple[str, Any]]:
+def _for_rollouts(policy: Policy, config: Config) -> Iterator[tuple[str, Any]]:
+    if config.rollout.share_prompts is None and not policy.shares_prompts:
+        yield "rollout.share_prompts", True
     rows = config.rollout.batch_size
     while rows > 1:
         rows //= 2

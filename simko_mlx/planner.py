@@ -25,6 +25,7 @@ from simko_mlx.forward import Layout, lay_out
 from simko_mlx.graphs import peak_bytes
 from simko_mlx.learner import make_optimizer
 from simko_mlx.losses import find_loss
+from simko_mlx.losses.common import fork_statistics
 from simko_mlx.microbatches import token_budget
 from simko_mlx.planner_decoding import QUEUE, Rows, decoding_bytes
 from simko_mlx.policy import Policy
@@ -193,7 +194,7 @@ def _decoding(policy: Policy, rows: Rows, shape: Shape, memo: Memo) -> int:
     def tell() -> int:
         return decoding_bytes(policy, rows, shape.prompt, shape.completion)
 
-    return _remembered(memo, rows, tell)
+    return _remembered(memo, (rows, policy.shares_prompts), tell)
 
 
 class Unpredictable(Exception):
@@ -288,14 +289,16 @@ def _update(policy: Policy, config: Config) -> int:
 def _measuring(policy: Policy, shape: Shape) -> int:
     """Bytes that the statistics of an evaluation's completions take."""
     one = dataclasses.replace(shape, groups=1, microbatch=shape.measured)
-    layout = lay_out(largest_batch(policy.config, one), policy.way)
+    batch = largest_batch(policy.config, one)
+    layout = lay_out(batch, policy.way)
     way, rows, width, per_prompt, length = layout.key
+    quantile = policy.config.loss.entropy_quantile
     policy.model.eval()
 
     def measure(parameters: Any, arrays: Any) -> Any:
         policy.model.update(parameters)
         same = Layout(way, rows, width, per_prompt, length, arrays)
         stats = policy.statistics_at(same, simko_k=3, temperature=1.0, gradient=False)
-        return stats.entropy, mx.exp(stats.topk_logprobs)
+        return fork_statistics(stats, batch.loss_mask, quantile)
 
     return peak_bytes(measure, policy.model.parameters(), layout.arrays, queue=QUEUE).peak

@@ -55,17 +55,16 @@ class _Decoding:
         self.rows = rows
         self.completion = completion
         self.chunk = policy.config.rollout.prefill_chunk
-        self.together = policy.together or self._likely()
+        known = policy.together
+        ragged = self._takes_ragged_rows() if known is None else known.ragged
+        shared = policy.shares_prompts and not policy.unshared and share_attention(self.model)
+        self.together = Together(ragged, known is None or known.alike, shared)
         unequal = self.together.ragged or self.together.shared
         lengths = [max(1, prompt - (i % 2 and unequal)) for i in range(rows.prompts + 1)]
         self.prompts = [(0,) * length for length in lengths]
 
-    def _likely(self) -> Together:
-        """What the self-tests will find, as far as shapes tell."""
-        shared = self.policy.shares_prompts and share_attention(self.model)
-        return Together(self._takes_ragged_rows(), shared=shared)
-
     def _takes_ragged_rows(self) -> bool:
+        """What the self-test will find, as far as shapes tell."""
         caches = [self._prefill((0,) * length) for length in (5, 2)]
         if not all(hasattr(cache, "merge") for cache in caches[0]):
             return False

@@ -60,6 +60,7 @@ class Policy:
         self.adapter_config: dict[str, Any] = {}
         self.notes: list[str] = []
         self.together: Together | None = None  # see try_decoding
+        self.unshared: str | None = None  # why completions can't share prompts while they decode
         self.tap: HeadTap | None = None  # see tap_head; without one, logits are held in full
         self.head_problem: str | None = None
         self.head_backend = "reference"
@@ -158,13 +159,14 @@ class Policy:
         """Finds out which completions may be decoded side by side."""
         different = selftest.can_decode_ragged(self.model)
         one_length = selftest.can_decode_alike(self.model)
-        problem = selftest.can_decode_shared(self.model) if self.shares_prompts else None
-        if problem is not None and self.config.rollout.share_prompts:
+        if self.shares_prompts:
+            self.unshared = selftest.can_decode_shared(self.model)
+        if self.unshared is not None and self.config.rollout.share_prompts:
             self.notes.append(
-                f"rollout.share_prompts does nothing in this model ({problem}): each completion "
-                "holds its prompt's keys and values for itself."
+                f"rollout.share_prompts does nothing in this model ({self.unshared}): each "
+                "completion holds its prompt's keys and values for itself."
             )
-        shared = self.shares_prompts and problem is None
+        shared = self.shares_prompts and self.unshared is None
         self.together = Together(different is None, one_length is None, shared)
         if different is not None and not shared:
             plain = one_length is None and all(

@@ -231,16 +231,17 @@ def arrange(
         np.concatenate([ends, np.zeros(new, dtype=int)]),
     )
     alone = last and not ends.any() and len(layout.rows) < 2 * len(layout.prompts)
+    mask = layout.prompt_mask()
     caches = []
     for i in range(len(old) or len(prefilled[joining[0][0]])):
-        cache = SharedPromptCache(layout, layout.prompt_mask(), used + room)
+        cache = SharedPromptCache(layout, mask, used + room)
         cache.used = used
         known = old[i] if keep else None
         for name in ("keys", "values"):
             setattr(cache, f"prompt_{name}", _prompts(name, layout, known, i, prefilled))
             own = None if known is None else getattr(known, name)
             if own is not None:
-                own = own[mx.array(kept)][:, :, trim : trim + used]
+                own = own[:, :, trim : trim + used][mx.array(kept)]
                 own = mx.concatenate([own, _zeros(own, new, used)]) if new else own
                 own = mx.concatenate([own, _zeros(own, len(layout.rows), room)], axis=2)
             setattr(cache, name, own)

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -174,8 +174,11 @@ def off_by(found: Gradient, wanted: Gradient) -> float:
 # --- decoding ---------------------------------------------------------------------------------
 
 
-def sample(case: Case, batch_size: int, count: int = 2) -> list[RolloutGroup]:
-    """Four completions each of problems with prompts of different lengths."""
+def sample(
+    case: Case, batch_size: int, count: int = 2, *, shared: bool = True
+) -> list[RolloutGroup]:
+    """Four completions each of problems with prompts of different lengths, which they use one copy
+    of where the model can (``shared``)."""
     policy, rng = case.policy, np.random.default_rng(2)
     prompts = [
         (
@@ -186,7 +189,9 @@ def sample(case: Case, batch_size: int, count: int = 2) -> list[RolloutGroup]:
     ]
     # Every tenth token ends a completion, so that rows end, and others take their places.
     stop = dict.fromkeys(range(0, policy.vocabulary, 10), "")
-    with patch.object(policy, "stop_tokens", stop):
+    assert policy.together is not None
+    together = replace(policy.together, shared=shared and policy.together.shared)
+    with patch.object(policy, "stop_tokens", stop), patch.object(policy, "together", together):
         return rollout(policy, prompts, Sampling(4, 12, 1.0, 0, 1, batch_size, 16))
 
 

@@ -15,7 +15,7 @@ from tests.families import FALLBACK, FAMILIES
 from tests.model_checks import Case, decode_gap, gradient, make_case, off_by, sample
 
 HEADER = (
-    *("family", "features kept in the test", "way", "compiled", "ragged decoding"),
+    *("family", "features kept in the test", "way", "compiled", "ragged decoding", "shared"),
     *("gradient difference", "decode-train difference"),
 )
 
@@ -29,14 +29,17 @@ def row(case: Case) -> list[str]:
         for compile in compiled
         for checkpoint in (False, True)
     ]
+    ways = [(width, shared) for width in (3, 64) for shared in (True, False)]
+    gaps = [decode_gap(case, sample(case, width, shared=shared)) for width, shared in ways]
     return [
         case.name,
         {**FAMILIES, **FALLBACK}[case.name].features,
         case.policy.way,
         "yes" if step.compiles else "no",
         "no" if case.ragged else "yes",
+        "no" if case.policy.unshared else "yes",
         f"{max(off_by(found, case.by_hand) for found in gradients):.0e}",
-        f"{max(decode_gap(case, sample(case, width)) for width in (3, 64)):.0e}",
+        f"{max(gaps):.0e}",
     ]
 
 

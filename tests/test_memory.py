@@ -16,7 +16,7 @@ from simko_mlx import checkpoint, memory
 from simko_mlx.config import Config, set_key
 from simko_mlx.memory import GB, changes, largest_microbatch, look_ahead, usable
 from simko_mlx.planner import forecast, step_peak
-from simko_mlx.policy import load_outline
+from simko_mlx.policy import Policy, load_outline
 from simko_mlx.trainer import train
 from simko_mlx.types import UserError
 from tests.models import make_model
@@ -123,6 +123,24 @@ def test_changes_make_a_rollout_fit(config):
     assert whole.rollout > 1.5 * whole.step
     (change,) = changes(policy, config, whole, max(whole.step, whole.rollout // 2))
     assert set(change.keys) == {"rollout.batch_size"}
+
+
+def test_where_prompts_are_not_shared_that_is_what_helps_first(config, monkeypatch):
+    """As on a GPU, which shares them only when asked."""
+    monkeypatch.setattr(
+        Policy, "shares_prompts", property(lambda self: bool(self.config.rollout.share_prompts))
+    )
+    apply(config, {"optim.microbatch_size": 1, "grad_checkpoint": True, "eval.every": 0})
+    apply(config, {"eval.before": False, "eval.after": False, "rollout.batch_size": 512})
+    apply(config, {"rollout.problems_per_step": 40})
+    policy, prompt = load_outline(config), 150
+    whole = forecast(policy, config, prompt)
+    config.rollout.share_prompts = True
+    shared = forecast(policy, config, prompt)
+    config.rollout.share_prompts = None
+    assert shared.rollout < 0.7 * whole.rollout and whole.step < 0.7 * whole.rollout
+    (change,) = changes(policy, config, whole, max(shared.rollout, whole.step))
+    assert change.keys == {"rollout.share_prompts": True}
 
 
 def test_where_nothing_helps_nothing_is_said_to_help(config):

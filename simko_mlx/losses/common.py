@@ -51,6 +51,18 @@ def forking_tokens(entropy: mx.array, mask: mx.array, quantile: float) -> mx.arr
     return real & (entropy > threshold)
 
 
+def fork_statistics(
+    stats: HeadStatistics, mask: mx.array, quantile: float
+) -> tuple[mx.array, mx.array, mx.array]:
+    """What an evaluation reports of each token: entropy and whether it is a forking one, (B, T),
+    and the probabilities of the top K, (B, T, K).
+
+    They are to be evaluated together: what is left for later would keep the logits until then.
+    """
+    forking = forking_tokens(stats.entropy, mask, quantile)
+    return stats.entropy, forking, mx.exp(stats.topk_logprobs)
+
+
 def without_lost_tokens(stats: HeadStatistics, batch: TokenBatch) -> TokenBatch:
     """The batch with tokens masked whose log-probs are not finite: one such token would make the
     sum over all of them no number. They stay in the normaliser, as masked completions do."""
