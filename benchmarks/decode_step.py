@@ -1,11 +1,11 @@
 """Where the time of a decode step goes, and what the machine could do at best.
 
 A step of all rows is timed as it is, and with parts left out or replaced: without drawing tokens,
-without the head, with caches that nothing is written to, without the model; the differences are the
-parts. Variants take turns, and the least of --rounds is compared, which other load disturbs least.
-In the same process: what the machine reads (a sum of 256 MiB) and multiplies (2048 squared,
-float32), and the step's products with its weights alone, for the same rows. All in CPU seconds; a
-part that is small beside the noise may come out below zero.
+without the head, without attention, with caches that nothing is written to, without the model; the
+differences are the parts. Variants take turns, and the least of --rounds is compared, which other
+load disturbs least. In the same process: what the machine reads (a sum of 256 MiB) and multiplies
+(2048 squared, float32), and the step's products with its weights alone, for the same rows. All in
+CPU seconds; a part that is small beside the noise may come out below zero.
 
 "compactions" is the share of a run with ragged lengths that goes into dropping finished rows.
 
@@ -27,38 +27,30 @@ import common
 import mlx.core as mx
 import mlx.nn as nn
 from common import MIB
-from mlx_lm.models.base import create_causal_mask
 from rollout import SHAPES, Cell, Work, make_decoder, make_model
 
 from simko_mlx import decoding
+from simko_mlx.shared_prompts import Pair, SharedPromptCache
 
 SAMPLE_BYTES = 256 * MIB
 SQUARE = 2048
+ATTEND, WRITE = SharedPromptCache.attend, SharedPromptCache.update_and_fetch
 
 
-class Frozen:
-    """A cache of a given size that nothing is written to."""
-
-    def __init__(self, keys: mx.array, values: mx.array, offset: mx.array, padding: mx.array):
-        self.keys, self.values, self.offset, self.padding = keys, values, offset, padding
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        return self.keys, self.values
-
-    def make_mask(self, N: int, **kwargs: Any) -> mx.array:
-        before = self.keys.shape[2] - N
-        return create_causal_mask(N, offset=before, left_padding=self.padding)
+def no_write(cache: SharedPromptCache, keys: mx.array, values: mx.array) -> Pair:
+    """Keys and values are computed, and left."""
+    if cache.keys is None or cache.values is None:  # the first step, which makes room
+        return WRITE(cache, keys, values)
+    cache.used += keys.shape[2]
+    old = [cache.keys[..., : cache.used, :], cache.values[..., : cache.used, :]]
+    found, values = mx.depends(old, [keys, values])
+    return found, values
 
 
-def freeze(caches: list[Any], more: int) -> list[Any]:
-    frozen = []
-    for cache in caches:
-        rows, heads, _, width = cache.keys.shape
-        keys = mx.zeros((rows, heads, cache.size() + more, width))
-        values = mx.zeros_like(keys)
-        mx.eval(keys, values)
-        frozen.append(Frozen(keys, values, cache.offset, cache.left_padding))
-    return frozen
+def no_attention(
+    cache: SharedPromptCache, queries: mx.array, keys: mx.array, values: mx.array, scale: float
+) -> mx.array:
+    return mx.depends([queries], [keys, values])[0]
 
 
 class Headless(nn.Module):
@@ -81,14 +73,15 @@ def no_draw(logits: mx.array, random: mx.array, **_: Any) -> tuple[mx.array, mx.
     return (logits[:, 0] * 0).astype(mx.int32), logits[:, 0]
 
 
-def step_seconds(model: Any, work: Work, *, draw: Any = None, frozen: int | None = None) -> float:
+def step_seconds(
+    model: Any, work: Work, *, draw: Any = None, attend: Any = None, write: Any = None
+) -> float:
     """CPU seconds of one step of all rows; prefill and the first step are left out."""
     decoder, rows = make_decoder(model, work)
-    merged = decoder._merged
-    changed = (lambda r: freeze(merged(r), frozen)) if frozen is not None else merged
     with (
         mock.patch.object(decoding, "draw", draw or decoding.draw),
-        mock.patch.object(decoder, "_merged", changed),
+        mock.patch.object(SharedPromptCache, "attend", attend or ATTEND),
+        mock.patch.object(SharedPromptCache, "update_and_fetch", write or WRITE),
     ):
         steps = decoder.run(rows, lambda row: None)
         next(steps)
@@ -107,7 +100,7 @@ def compaction(model: Any, work: Work) -> tuple[float, int]:
         mx.synchronize()
         start = time.process_time()
         compact(batch, alive)
-        mx.eval(batch.tokens, [c.state for c in batch.caches])
+        mx.eval(batch.tokens, [[c.keys, c.values] for c in batch.caches])
         spent.append(time.process_time() - start)
 
     start = time.process_time()
@@ -131,7 +124,7 @@ def fastest(call: Callable[[], Any], repeat: int = 5) -> float:
 def run_here(cell: Cell, rounds: int) -> dict[str, Any]:
     """The child: everything about one model."""
     model, work = make_model(cell.model), cell.work(cell.seeds[0])
-    parts = step_parts(model, work, cell.mean // 2, rounds)
+    parts = step_parts(model, work, rounds)
     share, times = compaction(model, replace(cell, case="ragged").work(cell.seeds[0]))
     return {
         **parts,
@@ -140,14 +133,17 @@ def run_here(cell: Cell, rounds: int) -> dict[str, Any]:
     }
 
 
-def step_parts(model: Any, work: Work, half: int, rounds: int) -> dict[str, Any]:
+def step_parts(model: Any, work: Work, rounds: int) -> dict[str, Any]:
     headless, nothing = Headless(model), Nothing(model)
     variants: dict[str, Callable[[], float]] = {
         "all": lambda: step_seconds(model, work),
         "no draw": lambda: step_seconds(model, work, draw=no_draw),
         "no head": lambda: step_seconds(headless, work, draw=no_draw),
-        "no writes": lambda: step_seconds(headless, work, draw=no_draw, frozen=half),
-        "no model": lambda: step_seconds(nothing, work, draw=no_draw, frozen=half),
+        "no attention": lambda: step_seconds(headless, work, draw=no_draw, attend=no_attention),
+        "no writes": lambda: step_seconds(
+            headless, work, draw=no_draw, attend=no_attention, write=no_write
+        ),
+        "no model": lambda: step_seconds(nothing, work, draw=no_draw),
     }
     taken: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
@@ -159,7 +155,8 @@ def step_parts(model: Any, work: Work, half: int, rounds: int) -> dict[str, Any]
         "parts": {
             "sampling": t["all"] - t["no draw"],
             "head": t["no draw"] - t["no head"],
-            "writing caches": t["no head"] - t["no writes"],
+            "attention": t["no head"] - t["no attention"],
+            "writing caches": t["no attention"] - t["no writes"],
             "rest of the model": t["no writes"] - t["no model"],
             "Python and keys": t["no model"],
         },
@@ -176,10 +173,11 @@ def limits(model: Any, work: Work, half: int) -> dict[str, float]:
     pairs = list(zip(inputs, weights, strict=True))
     parameters = sum(w.size for w in weights)
     filled = decoding.prefill(model, work.prompts[-1], 512)
-    cached = sum(c.nbytes for c in filled) * (1 + half / filled[0].offset)
+    token = sum(c.nbytes for c in filled) / filled[0].offset  # bytes of its keys and values
+    cached = token * (sum(map(len, work.prompts)) + rows * half)
     return {
         "products": fastest(lambda: mx.eval([x @ w.T for x, w in pairs])),
-        "gigabytes": (4 * parameters + cached * rows) / 1e9,
+        "gigabytes": (4 * parameters + cached) / 1e9,
         "gigaflop": 2 * parameters * rows / 1e9,
         "bandwidth": SAMPLE_BYTES / 1e9 / fastest(lambda: mx.eval(big.sum())),
         "multiplies": 2 * SQUARE**3 / 1e9 / fastest(lambda: mx.eval(square @ square)),

@@ -20,7 +20,7 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 from simko_mlx.sampling import draw, token_key, uniforms
 from simko_mlx.shared_prompts import arrange
 
-COMPACT_AT = 0.9  # finished rows leave the batch when at most this share is still alive
+COMPACT_AT = 0.75  # finished rows leave the batch when at most this share is still alive
 
 
 @dataclass(eq=False)
