@@ -22,7 +22,7 @@ HEADER = (
 
 def row(case: Case) -> list[str]:
     """One family's cells."""
-    step = Step(case.policy, case.config(), find_loss("grpo"))
+    step = Step(case.policy, case.config(optim__compile=True), find_loss("grpo"))
     compiled = (False, True) if step.compiles else (False,)
     gradients = [gradient(case, "full")] + [
         gradient(case, optim__compile=compile, grad_checkpoint=checkpoint)
