@@ -22,8 +22,8 @@ of their bootstrap distribution over rounds. CPU seconds are the measure where a
 BLAS gets --threads (one: threads that wait for each other spin, and that counts as CPU time). Peak
 is MLX's count of bytes, less the weights.
 
-Prompts have --prompt tokens on average, a quarter more or less: 256 are a problem with
-instructions and an example or two. The shorter they are, the less there is to share.
+Prompts have --prompt tokens on average, a quarter more or less. The ratios depend on it: the shorter
+prompts are, the less there is to share.
 
 What it doesn't measure: real models and texts, or how evenly real completions' lengths are spread.
 decode_step.py says where a step's time goes.
@@ -300,7 +300,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     add("--prompts", type=int, default=8, metavar="P")
     add("--group", type=int, default=8, metavar="G", help="completions of each prompt (default 8)")
-    add("--prompt", type=int, default=256, help="tokens of a prompt, on average (default 256)")
+    add("--prompt", type=int, default=128, help="tokens of a prompt, on average (default 128)")
     add("--mean", type=int, default=64, help="tokens of a completion, on average (default 64)")
     add("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of ragged lengths (1 2 3)")
     add("--rounds", type=int, default=5, help="processes of each engine (default 5)")

@@ -106,7 +106,7 @@ def to_column_major(model: nn.Module) -> None:
     """Lays weights out as BLAS wants them on a CPU, with no change of values or shapes.
 
     A product of few rows, as in decoding, takes the time of copying the weights into BLAS's own
-    order: by a fifth to two fifths less from this one. Only float32 goes through BLAS.
+    order, which is less from this one. Only float32 goes through BLAS.
     """
     if mx.default_device().type != mx.DeviceType.cpu:
         return
