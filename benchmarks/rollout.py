@@ -22,8 +22,8 @@ of their bootstrap distribution over rounds. CPU seconds are the measure where a
 BLAS gets --threads (one: threads that wait for each other spin, and that counts as CPU time). Peak
 is MLX's count of bytes, less the weights.
 
-Prompts have --prompt tokens on average, a quarter more or less. The ratios depend on it: the shorter
-prompts are, the less there is to share.
+Prompts have --prompt tokens on average, a quarter more or less. The ratios depend on it: the
+shorter prompts are, the less there is to share.
 
 What it doesn't measure: real models and texts, or how evenly real completions' lengths are spread.
 decode_step.py says where a step's time goes.
