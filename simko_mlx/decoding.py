@@ -17,10 +17,11 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
+from simko_mlx.cpu_decoding import prepare, quick_step
 from simko_mlx.sampling import draw, token_key, uniforms
 from simko_mlx.shared_prompts import arrange
 
-COMPACT_AT = 0.75  # finished rows leave the batch when at most this share is still alive
+COMPACT_AT = 0.85  # finished rows leave the batch when at most this share is still alive
 
 
 @dataclass(eq=False)
@@ -82,6 +83,7 @@ class Decoder:
         settings: Settings,
         together: Together,
     ):
+        prepare(model)
         self.model: Any = model
         self.prompts = prompts
         self.stop = stop
@@ -130,7 +132,9 @@ class Decoder:
         """The next token of each row and its log-prob in float32 of softmax(logits / T)."""
         settings = self.settings
         random = uniforms(token_key(row.hasher, row.drawn) for row in batch.rows)
-        logits = self.model(batch.tokens[:, None], cache=batch.caches)[:, -1].astype(mx.float32)
+        with quick_step():
+            logits = self.model(batch.tokens[:, None], cache=batch.caches)
+        logits = logits[:, -1].astype(mx.float32)
         if settings.temperature != 1.0:
             logits = logits * (1.0 / settings.temperature)
         for row in batch.rows:

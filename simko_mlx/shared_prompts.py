@@ -19,6 +19,7 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from simko_mlx.kernels.exponential import softmax
 
+PIECE = 64  # columns that rows' buffers grow by: most completions end long before their limit
 ATTENTION = "scaled_dot_product_attention"  # what mlx-lm's models call, by this name
 Pair = tuple[mx.array, mx.array]  # keys and values
 
@@ -95,7 +96,8 @@ class Layout:
 
 
 class SharedPromptCache:
-    """One layer's keys and values: of P prompts (P, heads, S, D), of B rows (B, heads, room, D).
+    """One layer's keys and values: of P prompts (P, heads, S, D), of B rows (B, heads, columns, D),
+    which are ``room`` at most.
 
     ``offset``, ``update_and_fetch`` and ``make_mask`` are what mlx-lm's models ask a cache for.
     """
@@ -116,9 +118,12 @@ class SharedPromptCache:
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> Pair:
         """Takes in a token of each row; gives the keys and values of the rows' columns in use."""
-        if self.keys is None or self.values is None:
-            self.keys, self.values = (_zeros(x, x.shape[0], self.room) for x in (keys, values))
         start, self.used = self.used, self.used + keys.shape[2]
+        if self.keys is None or self.values is None:
+            self.keys, self.values = (_zeros(x, x.shape[0], 0) for x in (keys, values))
+        if self.used > self.keys.shape[2]:
+            more = min(PIECE, self.room - start)
+            self.keys, self.values = (_longer(x, more) for x in (self.keys, self.values))
         self.keys[..., start : self.used, :] = keys
         self.values[..., start : self.used, :] = values
         return self.keys[..., : self.used, :], self.values[..., : self.used, :]
@@ -243,7 +248,7 @@ def arrange(
             if own is not None:
                 own = own[:, :, trim : trim + used][mx.array(kept)]
                 own = mx.concatenate([own, _zeros(own, new, used)]) if new else own
-                own = mx.concatenate([own, _zeros(own, len(layout.rows), room)], axis=2)
+                own = _longer(own, min(PIECE, room))
             setattr(cache, name, own)
         caches.append(cache)
     return _each_its_own(caches) if alone and caches[0].prompt_keys is not None else caches
@@ -289,7 +294,7 @@ def _each_its_own(caches: list[SharedPromptCache]) -> list[SharedPromptCache]:
         for name in ("keys", "values"):
             prompts, own = getattr(cache, f"prompt_{name}")[place], getattr(cache, name)
             if own is None:
-                own = _zeros(prompts, len(old.rows), cache.room)
+                own = _zeros(prompts, len(old.rows), min(PIECE, cache.room))
             setattr(cache, name, mx.concatenate([prompts, own], axis=2))
             setattr(cache, f"prompt_{name}", None)
         cache.layout, cache.prompt_mask = layout, None
@@ -299,6 +304,10 @@ def _each_its_own(caches: list[SharedPromptCache]) -> list[SharedPromptCache]:
 
 def _rows_mask(filled: np.ndarray) -> mx.array:
     return mx.array(np.ascontiguousarray(filled[:, None, None]))
+
+
+def _longer(own: mx.array, columns: int) -> mx.array:
+    return mx.concatenate([own, _zeros(own, own.shape[0], columns)], axis=2)
 
 
 def _zeros(like: mx.array, rows: int, columns: int) -> mx.array:

@@ -21,6 +21,7 @@ LAYERS = [
     {
         "adapters",
         "checkpoint",
+        "cpu_decoding",
         "export",
         "head_tap",
         "loggers",

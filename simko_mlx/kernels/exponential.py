@@ -14,18 +14,19 @@ def exp(x: mx.array) -> mx.array:
 
     In MLX's wheel for x86-64 the CPU's exp takes two to three times as long as its power.
     """
-    return mx.power(2.0, x * LOG2_E) if _slow_exp() else mx.exp(x)
+    return mx.power(2.0, x * LOG2_E) if has_slow_exp() else mx.exp(x)
 
 
 def softmax(x: mx.array) -> mx.array:
     """Softmax over the last axis, of what is finite in at least one place; in x's dtype."""
-    if not _slow_exp():
+    if not has_slow_exp():
         return mx.softmax(x, axis=-1, precise=True)
     wide = x.astype(mx.float32)
     shares = exp(wide - wide.max(axis=-1, keepdims=True))
     return (shares / shares.sum(axis=-1, keepdims=True)).astype(x.dtype)
 
 
-def _slow_exp() -> bool:
+def has_slow_exp() -> bool:
+    """Whether MLX's exp is the slow one here."""
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     return on_cpu and platform.machine() in ("x86_64", "AMD64")
