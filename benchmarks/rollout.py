@@ -48,6 +48,7 @@ from mlx_lm.models import qwen2
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 
+from simko_mlx.cpu_decoding import quicken
 from simko_mlx.decoding import Decoder, Row, Settings, Together
 from simko_mlx.model_files import to_column_major
 from simko_mlx.sampling import row_hasher
@@ -132,6 +133,7 @@ def make_decoder(model: Any, work: Work) -> tuple[Decoder, list[Row]]:
     ]
     settings = Settings(width=len(rows), prefill_chunk=CHUNK)
     to_column_major(model)
+    quicken(model)
     shared = share_attention(model)
     return Decoder(model, work.prompts, (), settings, Together(shared=shared)), rows
 

@@ -27,14 +27,14 @@ Table = tuple[mx.array, mx.array]  # what x is multiplied with, and x with its p
 
 
 class _Now:
-    decoding = False  # a step is under way
+    is_decoding = False
 
 
 @contextmanager
 def quick_step() -> Iterator[None]:
-    """While it lasts, the model is asked for one more token of each row.
+    """While it lasts, the model is asked for more tokens, without a gradient.
 
-    Texts' single new tokens (B, heads, 1, D) are rotated with tables that are made once for each
+    Single new tokens (B, heads, 1, D) are rotated with tables that are made once for each
     kind of rotation; the results are those of ``mx.fast.rope``, bit for bit. Those of SwiGLU are
     within some 1e-6.
     """
@@ -55,14 +55,14 @@ def quick_step() -> Iterator[None]:
         as_is, swapped = tables[key][1]
         return x * as_is + _swap_pairs(x, dims, traditional) * swapped
 
-    mx.fast.rope, _Now.decoding = rope, True
+    mx.fast.rope, _Now.is_decoding = rope, True
     try:
         yield
     finally:
-        mx.fast.rope, _Now.decoding = plain, False
+        mx.fast.rope, _Now.is_decoding = plain, False
 
 
-def prepare(model: nn.Module) -> None:
+def quicken(model: nn.Module) -> None:
     """Makes a model's SwiGLU quicker in such steps, where it is slow."""
     if not has_slow_exp():
         return
@@ -75,8 +75,8 @@ def prepare(model: nn.Module) -> None:
 def _quick_in_steps(plain: Any) -> Any:
     @wraps(plain)
     def swiglu(gate: mx.array, x: mx.array) -> mx.array:
-        if _Now.decoding and gate.dtype == mx.float32:
-            return gate * x / (1.0 + exp(-gate))
+        if _Now.is_decoding and gate.dtype == mx.float32:
+            return gate * x / (1.0 + exp(gate, -1.0))
         return plain(gate, x)
 
     return swiglu

@@ -17,7 +17,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
-from simko_mlx.cpu_decoding import prepare, quick_step
+from simko_mlx.cpu_decoding import quick_step
 from simko_mlx.sampling import draw, token_key, uniforms
 from simko_mlx.shared_prompts import arrange
 
@@ -83,7 +83,6 @@ class Decoder:
         settings: Settings,
         together: Together,
     ):
-        prepare(model)
         self.model: Any = model
         self.prompts = prompts
         self.stop = stop
@@ -307,7 +306,8 @@ def prefill(model: Any, prompt: tuple[int, ...], chunk: int) -> list[Any]:
     caches = _sized(make_prompt_cache(model), len(prompt) - 1)
     ids = mx.array(prompt[:-1], dtype=mx.int32)
     for start in range(0, len(prompt) - 1, chunk):
-        model(ids[None, start : start + chunk], cache=caches)
+        with quick_step():
+            model(ids[None, start : start + chunk], cache=caches)
         mx.eval([c.state for c in caches])
     return caches
 

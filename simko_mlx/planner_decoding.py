@@ -15,7 +15,7 @@ from simko_mlx.decoding import COMPACT_AT, Batch, Decoder, Row, Settings, Togeth
 from simko_mlx.graphs import CPU, peak_bytes
 from simko_mlx.policy import Policy
 from simko_mlx.sampling import row_hasher
-from simko_mlx.shared_prompts import share_attention
+from simko_mlx.shared_prompts import PIECE, share_attention
 
 Caches = list[Any]
 
@@ -102,6 +102,9 @@ class _Decoding:
             yield _bytes([batch.caches, prompts[0]]) + self._peak(caches, self._join(batch))
 
     def _moments_shared(self, batch: Batch, prompts: list[Caches]) -> Iterator[int]:
+        # A buffer that has grown outlasts the one it grew from.
+        self._age(batch, (self.completion - 1) % PIECE + 1, columns=0)
+        yield _bytes([batch.caches]) + self._peak([batch.caches], self._step(batch))
         self._age(batch)
         alive = COMPACT_AT * len(batch.rows), 2 * self.rows.prompts - 1  # then each for itself
         for rows in {max(1, int(count)) for count in alive if count <= len(batch.rows)}:
@@ -113,18 +116,32 @@ class _Decoding:
                 batch = self._join(batch)([_with(c, _arrays(c)) for c in caches])
                 self._age(batch)
 
-    def _age(self, batch: Batch) -> None:
-        """The moment before the last token of these rows."""
+    def _age(self, batch: Batch, left: int = 1, *, columns: int = 1) -> None:
+        """The moment before the last tokens of these rows, for which buffers have ``columns``."""
         for row in batch.rows:
-            row.drawn = self.completion - 1
+            row.drawn = self.completion - left
         for cache in batch.caches:
-            grown = self.completion - 1 - cache.used + int(cache.layout.begins.min())
-            cache.used += grown
+            cache.used = self.completion - left + int(cache.layout.begins.min())
+            cache.room = cache.used + left
+            for name in ("keys", "values"):
+                heads, size = getattr(cache, name).shape[1::2]
+                shape = len(batch.rows), heads, cache.used + columns, size
+                setattr(cache, name, mx.zeros(shape, getattr(cache, name).dtype))
 
     # --- what is traced -------------------------------------------------------------------------
 
     def _begin(self, prompts: list[Caches]) -> Batch:
         return self._started(self._decoder(prompts, self.rows.rows + self.rows.refilled))
+
+    def _step(self, batch: Batch) -> Callable[[list[Caches]], Batch]:
+        """A token."""
+
+        def run(caches: list[Caches]) -> Batch:
+            same = _copied(batch, caches[0])
+            same.tokens = self._decoder([], 0).step(same)[0]
+            return same
+
+        return run
 
     def _go_on(self, batch: Batch, rows: int | None = None) -> Callable[[list[Caches]], Batch]:
         """A token, with the finished rows gone where they may go."""

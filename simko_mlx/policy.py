@@ -24,6 +24,7 @@ from mlx_lm.utils import get_total_parameters
 from simko_mlx import selftest
 from simko_mlx.adapters import ignored_settings, new_adapter, start_from
 from simko_mlx.config import Config
+from simko_mlx.cpu_decoding import quicken
 from simko_mlx.decoding import Together
 from simko_mlx.forward import WAYS, Layout, Way, lay_out, outputs
 from simko_mlx.head_tap import HeadTap, find_head, likely_head
@@ -50,6 +51,7 @@ class Policy:
     """A loaded model with its tokenizer, prompts, stop tokens and trainable parameters."""
 
     def __init__(self, model: nn.Module, tokenizer: Any, path: Path, config: Config):
+        quicken(model)
         self.model = model
         self.tokenizer = tokenizer
         self.path = path

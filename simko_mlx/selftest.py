@@ -16,7 +16,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import KVCache
 
-from simko_mlx.cpu_decoding import prepare, quick_step
+from simko_mlx.cpu_decoding import quick_step
 from simko_mlx.decoding import prefill, repeat
 from simko_mlx.forward import WAYS, Way, lay_out
 from simko_mlx.recompute import checkpointed_layers
@@ -207,7 +207,6 @@ def can_decode_shared(model: Any) -> str | None:
     """
     if not share_attention(model):
         return "it has caches or an attention of another kind"
-    prepare(model)
     long, short = (1, 2, 3, 4, 5), (6, 7)
     prefilled = {i: prefill(model, (*p, 0), 512) for i, p in enumerate((long, short))}
     batches = [  # rows to keep, prompts that join, the batch's texts

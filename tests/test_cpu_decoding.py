@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from simko_mlx.cpu_decoding import SWIGLU, prepare, quick_step
+from simko_mlx.cpu_decoding import SWIGLU, quick_step, quicken
 from tests.test_head_tap import build
 
 ROWS = mx.array([3, 0, 700])
@@ -72,8 +72,8 @@ def test_swiglu(monkeypatch, slow):
     monkeypatch.setattr(module, SWIGLU, plain)
     gate = mx.concatenate([mx.linspace(-12, 12, 999), mx.array([-1e3, -90, 0, 90, 1e3])])
     x = mx.random.normal(gate.shape, key=mx.random.key(4))
-    prepare(model)
-    prepare(model)
+    quicken(model)
+    quicken(model)
     found = getattr(module, SWIGLU)
     assert (found is plain) is not slow
     assert mx.array_equal(found(gate, x), plain(gate, x))

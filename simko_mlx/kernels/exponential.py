@@ -9,12 +9,14 @@ import mlx.core as mx
 LOG2_E = 1.4426950408889634
 
 
-def exp(x: mx.array) -> mx.array:
-    """e^x, float32, to some 1e-6 relative where the result is above 1e-36 (as ``mx.exp``).
+def exp(x: mx.array, scale: float = 1.0) -> mx.array:
+    """e^(scale x), float32, to some 1e-6 relative where the result is above 1e-36 (as ``mx.exp``).
 
     In MLX's wheel for x86-64 the CPU's exp takes two to three times as long as its power.
     """
-    return mx.power(2.0, x * LOG2_E) if has_slow_exp() else mx.exp(x)
+    if has_slow_exp():
+        return mx.power(2.0, x * (scale * LOG2_E))
+    return mx.exp(x if scale == 1.0 else x * scale)
 
 
 def softmax(x: mx.array) -> mx.array:
