@@ -66,11 +66,26 @@ class DataConfig:
 
 
 @dataclass
+class SandboxConfig:
+    """Where completions' own code runs; see docs/sandbox.md."""
+
+    enabled: bool = execution(False)  # code of completions may run, in the sandbox
+    uid: int | None = execution(None)  # Linux, as root only: the user that the sandbox runs as
+
+
+@dataclass
 class VerifierConfig:
-    name: str = "countdown"  # countdown | number | exact | package.module:function
+    name: str = "countdown"  # one of docs/verifiers.md | package.module:function
+    options: dict[str, Any] | None = None  # the verifier's own settings
+    # Several verifiers instead of one: each with name, options, weight and decides.
+    combine: list[dict[str, Any]] | None = None
     correct_at: float = 1.0  # a user function's reward from here on counts as correct
     timeout: float = execution(10.0)  # seconds for one completion
     workers: int = execution(1)
+    memory: float = execution(4.0)  # GB that a worker may take
+    # A step in which the machinery failed for a larger share of completions stops the run.
+    max_fault_rate: float = execution(0.2)
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
 
 
 @dataclass
@@ -235,14 +250,26 @@ def _positive(config: Config) -> None:
         "optim.head_chunk": 1, "rollout.top_k": 0, "eval.problems": 1, "eval.n": 2,
         "eval.every": 0, "eval.every_problems": 1, "eval.every_n": 2, "checkpoint.every": 1,
         "checkpoint.keep": 1, "eval.budget_minutes": 0, "data.limit": 1, "prompt.max_length": 1,
+        "verifier.sandbox.uid": 1, "verifier.max_fault_rate": 0,
     }  # fmt: skip
     for key, low in at_least.items():
         value = values[key]
         require(value is None or value >= low, f"{key} is {value}: it must be at least {low}.")
-    for key in ("rollout.temperature", "eval.temperature", "verifier.timeout", "optim.eps"):
+    for key in (
+        "rollout.temperature",
+        "eval.temperature",
+        "verifier.timeout",
+        "verifier.memory",
+        "optim.eps",
+    ):
         require(values[key] > 0, f"{key} is {values[key]}: it must be greater than 0.")
     # More than 8 candidates: the kernels keep them in registers.
-    limits = {"seed": 2**63 - 1, "verifier.timeout": 86_400, "loss.simko_k": 8}
+    limits = {
+        "seed": 2**63 - 1,
+        "verifier.timeout": 86_400,
+        "verifier.max_fault_rate": 1,
+        "loss.simko_k": 8,
+    }
     for key, high in limits.items():
         require(values[key] <= high, f"{key} is {values[key]}: it must be at most {high}.")
     require(config.output_dir != "", "output_dir is empty: name a folder, or leave it out.")

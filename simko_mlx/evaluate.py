@@ -24,7 +24,7 @@ from simko_mlx.metrics import Interval, clustered_interval, pass_at_k
 from simko_mlx.policy import Policy, load_base, load_policy
 from simko_mlx.rollout import Sampling, rollout
 from simko_mlx.types import LENGTH, Problem, RolloutGroup, UserError, Verdict, require
-from simko_mlx.verifiers.pool import VerifierPool, pool_for
+from simko_mlx.verifiers.pool import VerifierPool
 
 Prompts = Sequence[tuple[Problem, tuple[int, ...]]]
 
@@ -278,7 +278,7 @@ def evaluate_run(
         adapter = Path(stack.enter_context(TemporaryDirectory()))
         for name in ("adapters.safetensors", "adapter_config.json"):
             shutil.copy(folder / name, adapter)
-        pool = stack.enter_context(pool_for(config.verifier))
+        pool = stack.enter_context(VerifierPool(config.verifier))
         for label in ["base"] * base + [f"step {state['step']}"]:
             policy = load_base(config) if label == "base" else load_policy(config, adapter=adapter)
             prompts, dropped = policy.prompts.encode_all(heldout, policy.max_prompt_length)

@@ -40,7 +40,7 @@ from simko_mlx.types import (
     UserError,
     require,
 )
-from simko_mlx.verifiers.pool import VerifierPool, pool_for
+from simko_mlx.verifiers.pool import VerifierPool
 
 __all__ = ["RunSummary", "Terminated", "new_run_dir", "train"]
 
@@ -95,7 +95,7 @@ def train(
                 f"There are {len(dataset.train)} problems to train on, fewer than "
                 f"rollout.problems_per_step = {config.rollout.problems_per_step}: lower it.",
             )
-            pool = stack.enter_context(pool_for(config.verifier))
+            pool = stack.enter_context(VerifierPool(config.verifier))
             _try_verifier(pool, dataset.train[0])
             policy = load_policy(config, adapter=saved[0] if saved else None)
             run = _Run(config, run_dir, policy, pool, dataset)

@@ -59,11 +59,18 @@ class RolloutGroup:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a verifier says of one completion; ``reward`` is None where it can't be scored."""
+    """What a verifier says of one completion; ``reward`` is None where it can't be scored.
+
+    ``detail`` says why, in a few words; ``taken`` is the part of the completion that was taken for
+    its answer. ``fault``: the machinery failed, through no fault of the completion's, which then
+    has no reward.
+    """
 
     reward: float | None
     correct: bool
     detail: str = ""
+    taken: str | None = None
+    fault: bool = False
 
 
 @dataclass(frozen=True)

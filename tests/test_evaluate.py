@@ -15,7 +15,7 @@ from simko_mlx.metrics import pass_at_k
 from simko_mlx.policy import load_policy
 from simko_mlx.rollout import Sampling, rollout
 from simko_mlx.types import Problem, UserError
-from simko_mlx.verifiers.pool import pool_for
+from simko_mlx.verifiers.pool import VerifierPool
 from tests.oracle import log_softmax
 from tests.runs import run, small_config
 
@@ -25,7 +25,7 @@ def world():
     config = small_config(eval__group_by="strategy", data__heldout=9)
     policy = load_policy(config)
     prompts, _ = policy.prompts.encode_all(data.load(config.data).heldout, None)
-    with pool_for(config.verifier) as pool:
+    with VerifierPool(config.verifier) as pool:
         result = evaluate(policy, pool, prompts, Plan("base", 8, (1, 2, 4)))
     return config, policy, prompts, result
 
@@ -115,7 +115,7 @@ def test_a_budget_means_fewer_problems_and_says_so(world):
     config, policy, prompts, _ = world
     config = small_config(rollout__batch_size=8)
     policy.config = config
-    with pool_for(config.verifier) as pool:
+    with VerifierPool(config.verifier) as pool:
         short = evaluate(policy, pool, prompts, Plan("base", 8, (1,), budget_seconds=0.0))
     assert short.problems == 1 and "1 of 9 problems" in short.note
 

@@ -18,17 +18,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from simko_mlx.config import VerifierConfig
 from simko_mlx.types import Problem, RolloutGroup, UserError, Verdict
-from simko_mlx.verifiers import check_name
+from simko_mlx.verifiers import parts_of
 from simko_mlx.verifiers.process import WorkerDied, WorkerProcess
 
 TIMEOUT = "timeout"
 CRASH = "crashed the verifier"
-UNAVAILABLE = Verdict(None, False, "verifier unavailable")
+UNAVAILABLE = Verdict(None, False, "verifier unavailable", fault=True)
 START_SECONDS = 120.0  # importing the user's function may import a lot
 START_ATTEMPTS = 3
 
@@ -122,17 +122,22 @@ class VerifierPool:
     killed, and the next call starts others. Not for use from several threads at once.
 
     Args:
-        name: a built-in verifier, or ``package.module:function`` (see ``user.py``).
-        correct_at: the reward from which on a user's function means "correct".
-        timeout: seconds for one completion.
-        workers: how many processes.
+        config: which verifiers, and how many workers with what limits.
+
+    Raises:
+        UserError: there is no such verifier, or it has no such option.
     """
 
-    def __init__(self, name: str, *, correct_at: float, timeout: float, workers: int):
-        self.name = name
-        self.correct_at = correct_at
-        self.timeout = timeout
-        self.size = workers
+    def __init__(self, config: VerifierConfig):
+        parts = parts_of(config)
+        self.name = " + ".join(part.name for part in parts)
+        self.timeout = config.timeout
+        self.size = config.workers
+        self._settings = {
+            "parts": [asdict(part) for part in parts],
+            "correct_at": config.correct_at,
+            "sandbox": asdict(config.sandbox),
+        }
         self._workers: list[_Worker] = []
         self._failed_starts = 0
 
@@ -153,7 +158,6 @@ class VerifierPool:
         Raises:
             UserError: there is no such verifier, or it can't be imported.
         """
-        check_name(self.name)
         self._replenish()
         while not all(worker.ready for worker in self._workers):
             self._wait(None)
@@ -180,7 +184,6 @@ class VerifierPool:
     def verification(self, on_done: Callable[[int], None] | None = None) -> Iterator[Verification]:
         """For groups that come one after the other, as ``verify_groups`` judges them; one at a
         time. Workers that are still busy at the end of the block are killed."""
-        check_name(self.name)
         self._drop_lost()
         try:
             yield Verification(self, on_done)
@@ -223,7 +226,7 @@ class VerifierPool:
                     "why; correct that first."
                 )
             try:
-                process = WorkerProcess(self.name, self.correct_at)
+                process = WorkerProcess(self._settings)
             except OSError as error:
                 self.close()
                 raise UserError(
@@ -297,16 +300,6 @@ class VerifierPool:
                 )
         elif job is not None and worker.unit is not None:
             job.failed(worker.unit, reason)
-
-
-def pool_for(config: VerifierConfig) -> VerifierPool:
-    """The pool that the ``verifier`` section of a config asks for, not started yet."""
-    return VerifierPool(
-        config.name,
-        correct_at=config.correct_at,
-        timeout=config.timeout,
-        workers=config.workers,
-    )
 
 
 def _request(

@@ -28,12 +28,12 @@ class WorkerDied(Exception):
 class WorkerProcess:
     """One worker. ``requests`` and ``replies`` are the descriptors to select on."""
 
-    def __init__(self, name: str, correct_at: float):
+    def __init__(self, settings: dict[str, Any]):
+        """``settings``: what ``worker.load`` takes."""
         child_reads, self.requests = os.pipe()
         self.replies, child_writes = os.pipe()
         options = {
-            "name": name,
-            "correct_at": correct_at,
+            **settings,
             "parent": os.getpid(),
             "path": [os.path.abspath(entry) for entry in sys.path],
             "requests": child_reads,

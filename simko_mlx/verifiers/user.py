@@ -25,12 +25,12 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from numbers import Real
 from typing import Any
 
 from simko_mlx.imports import describe, import_function, raised_at
-from simko_mlx.types import UserError, Verdict
+from simko_mlx.types import UserError, Verdict, require
 
 NOT_APPLICABLE = Verdict(None, False, "not applicable")
 _OURS = ("prompt", "completion", "completion_ids")
@@ -39,13 +39,21 @@ _OURS = ("prompt", "completion", "completion_ids")
 class RewardFunction:
     """The user's function; calling it with a request of the pool gives a verdict per completion."""
 
-    def __init__(self, path: str, correct_at: float):
+    def __init__(self, path: str, correct_at: float, options: Mapping[str, Any] | None = None):
+        """``options`` are passed by name with every call."""
         self.path = path
+        self.options = dict(options or {})
         self.correct_at = correct_at
         self.function = import_function(path, "verifier.name", with_cwd=True)
         if inspect.iscoroutinefunction(self.function):
             raise UserError(f"{path} is an async function; write it as a plain one.")
         self.names, self.required = _parameters(self.function)
+        for name in self.options:
+            require(
+                self.names is None or name in self.names,
+                f"The reward function {path} has no parameter {name!r}, which verifier.options "
+                "sets.",
+            )
         self.wants_ids = self.names is None or "completion_ids" in self.names
 
     def __call__(self, request: dict[str, Any]) -> list[Verdict]:
@@ -71,6 +79,7 @@ class RewardFunction:
         each.setdefault("answers", request["answer"])
         each.setdefault("types", columns.get("type"))
         values: dict[str, Any] = {name: [value] * len(texts) for name, value in each.items()}
+        values |= self.options
         values["completion_ids"] = request.get("completion_ids")
         messages = request["messages"]
         if request["conversational"]:

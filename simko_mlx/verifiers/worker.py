@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import inspect
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ from typing import Any
 
 from simko_mlx.imports import describe, import_function, raised_at
 from simko_mlx.types import UserError, Verdict
-from simko_mlx.verifiers import VERIFIERS, protocol
+from simko_mlx.verifiers import VERIFIERS, Part, check_part, combined, family, protocol
 from simko_mlx.verifiers.user import RewardFunction
 
 Judge = Callable[[dict[str, Any]], list[Verdict]]
@@ -37,7 +38,7 @@ def main(options: dict[str, Any]) -> None:
         os.fdopen(options["replies"], "wb") as replies,
     ):
         try:
-            judge, wants_ids = load(options["name"], options["correct_at"])
+            judge, wants_ids = load(options["parts"], options["correct_at"], options["sandbox"])
             hello: dict[str, Any] = {"ready": True, "wants_ids": wants_ids}
         except UserError as error:
             hello = {"error": str(error)}
@@ -50,17 +51,37 @@ def main(options: dict[str, Any]) -> None:
             replies.flush()
 
 
-def load(name: str, correct_at: float) -> tuple[Judge, bool]:
-    """(the verifier as a function of a request, whether it wants the token ids).
+def load(
+    parts: list[dict[str, Any]], correct_at: float, sandbox: dict[str, Any]
+) -> tuple[Judge, bool]:
+    """(the verifiers as one function of a request, whether it wants the token ids).
 
     Raises:
-        UserError: it can't be imported.
+        UserError: one of them can't be imported, or doesn't take its options.
     """
-    if name in VERIFIERS:
-        verify = import_function(VERIFIERS[name], "verifier.name")
-        return lambda request: _each(name, verify, request), False
-    function = RewardFunction(name, correct_at)
-    return function, function.wants_ids
+    known = [Part(**part) for part in parts]
+    judges = [_judge(part, correct_at, sandbox) for part in known]
+
+    def judge(request: dict[str, Any]) -> list[Verdict]:
+        columns = [one(request) for one in judges]
+        return [combined(zip(known, row, strict=True)) for row in zip(*columns, strict=True)]
+
+    return judge, any(getattr(one, "wants_ids", False) for one in judges)
+
+
+def _judge(part: Part, correct_at: float, sandbox: dict[str, Any]) -> Judge:
+    check_part(part)
+    known = family(part.name)
+    if known is None and part.name not in VERIFIERS:
+        return RewardFunction(part.name, correct_at, part.options)
+    if known is None:
+        verify = import_function(VERIFIERS[part.name], "verifier.name")
+        options = dict(part.options)
+    else:
+        verify, options = import_function(known[0], "verifier.name")(known[1], **part.options), {}
+    if "sandbox" in inspect.signature(verify).parameters:
+        options["sandbox"] = sandbox
+    return lambda request: _each(part.name, verify, options, request)
 
 
 def answer(judge: Judge, request: dict[str, Any]) -> dict[str, Any]:
@@ -68,14 +89,28 @@ def answer(judge: Judge, request: dict[str, Any]) -> dict[str, Any]:
         verdicts = judge(request)
     except UserError as error:
         return {"error": str(error)}
-    return {"verdicts": [[v.reward, v.correct, v.detail] for v in verdicts]}
+    return {"verdicts": [[v.reward, v.correct, v.detail, v.taken, v.fault] for v in verdicts]}
 
 
-def _each(name: str, verify: Callable[..., Verdict], request: dict[str, Any]) -> list[Verdict]:
+def _each(
+    name: str, verify: Callable[..., Verdict], options: dict[str, Any], request: dict[str, Any]
+) -> list[Verdict]:
+    return [_one(name, verify, options, request, text) for text in request["completions"]]
+
+
+def _one(
+    name: str,
+    verify: Callable[..., Verdict],
+    options: dict[str, Any],
+    request: dict[str, Any],
+    text: str,
+) -> Verdict:
     try:
-        return [
-            verify(text, request["answer"], request["columns"]) for text in request["completions"]
-        ]
+        return verify(text, request["answer"], request["columns"], **options)
+    except UserError:
+        raise
+    except (MemoryError, RecursionError) as error:
+        return Verdict(0.0, False, f"too much for the verifier ({type(error).__name__})")
     # Built-in verifiers don't raise over a completion, but a row of another data set may lack
     # what they need, in ways that each of them knows best.
     except Exception as error:

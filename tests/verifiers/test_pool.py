@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from simko_mlx.config import VerifierConfig
 from simko_mlx.types import Completion, Problem, RolloutGroup, UserError, Verdict
 from simko_mlx.verifiers.pool import VerifierPool, is_conversational
 
@@ -136,7 +137,8 @@ def group(*texts, columns=None, answer="4", ids=None):
 
 
 def pool(name, timeout=20.0, workers=1, correct_at=1.0):
-    return VerifierPool(name, correct_at=correct_at, timeout=timeout, workers=workers)
+    config = VerifierConfig(name=name, correct_at=correct_at, timeout=timeout, workers=workers)
+    return VerifierPool(config)
 
 
 def gone(pid, seconds=15.0):
@@ -237,7 +239,7 @@ def test_a_completion_that_ends_the_worker_gets_zero(module):
 def test_a_verifier_that_never_answers_is_the_machinerys_fault(module):
     with pool(f"{module}:always_sleeps", timeout=0.4) as workers:
         assert workers.verify_groups([group("a")]) == [
-            [Verdict(None, False, "verifier unavailable")]
+            [Verdict(None, False, "verifier unavailable", fault=True)]
         ]
 
 
@@ -283,11 +285,8 @@ def test_mistakes_of_a_users_function_stop_the_run(module, function, words):
     ],
 )
 def test_a_verifier_that_cannot_be_imported(module, name, words):
-    workers = pool(name)
     with pytest.raises(UserError, match=words):
-        workers.start()
-    assert workers.pids == []
-    workers.close()
+        pool(name).start()
 
 
 def test_a_row_that_a_built_in_verifier_cannot_use():
@@ -332,10 +331,11 @@ def test_an_interruption_leaves_the_pool_usable(module):
 
 PARENT = """
 import json, sys, time
+from simko_mlx.config import VerifierConfig
 from simko_mlx.types import Completion, Problem, RolloutGroup
 from simko_mlx.verifiers.pool import VerifierPool
 
-pool = VerifierPool("my_rewards:" + sys.argv[1], correct_at=1.0, timeout=60.0, workers=1)
+pool = VerifierPool(VerifierConfig("my_rewards:" + sys.argv[1], timeout=60.0, workers=1))
 pool.start()
 print(json.dumps(pool.pids), flush=True)
 problem = Problem("p", ({"role": "user", "content": "q"},), "1", {})

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from simko_mlx.config import VerifierConfig
 from simko_mlx.types import Completion, Problem, RolloutGroup, UserError, Verdict
 from simko_mlx.verifiers.pool import Verification, VerifierPool
 
@@ -44,7 +45,7 @@ def group(*texts: str) -> RolloutGroup:
 
 
 def pool(name: str, timeout: float = 20.0, workers: int = 1) -> VerifierPool:
-    return VerifierPool(name, correct_at=1.0, timeout=timeout, workers=workers)
+    return VerifierPool(VerifierConfig(name=name, timeout=timeout, workers=workers))
 
 
 def timed(call: Callable[[], object]) -> float:
