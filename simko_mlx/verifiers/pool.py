@@ -13,6 +13,8 @@ interpreters that import neither mlx nor numpy unless the user's function does.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import selectors
 import time
 from collections import deque
@@ -28,6 +30,8 @@ from simko_mlx.verifiers.process import WorkerDied, WorkerProcess
 
 TIMEOUT = "timeout"
 CRASH = "crashed the verifier"
+FLOOD = "made the verifier write too much"
+MOST_OUTPUT = 1 << 16  # bytes that a worker may write to standard output and error per call
 UNAVAILABLE = Verdict(None, False, "verifier unavailable", fault=True)
 START_SECONDS = 120.0  # importing the user's function may import a lot
 START_ATTEMPTS = 3
@@ -113,10 +117,13 @@ class _Worker:
     ready: bool = False
     wants_ids: bool = False
     unit: _Unit | None = field(default=None)
+    written: int = 0  # bytes to standard output and error since the call began
 
 
 class VerifierPool:
-    """Judges groups of completions with one verifier.
+    """Judges groups of completions with one verifier, or several together.
+
+    A spare worker stands by, so that one that is killed is replaced at once.
 
     An exception on the way, Ctrl-C included, leaves the pool usable: workers that were busy are
     killed, and the next call starts others. Not for use from several threads at once.
@@ -133,7 +140,9 @@ class VerifierPool:
         self.name = " + ".join(part.name for part in parts)
         self.timeout = config.timeout
         self.size = config.workers
+        self._spare: _Worker | None = None
         self._settings = {
+            "memory": int(config.memory * 1e9),
             "parts": [asdict(part) for part in parts],
             "correct_at": config.correct_at,
             "sandbox": asdict(config.sandbox),
@@ -162,6 +171,7 @@ class VerifierPool:
         while not all(worker.ready for worker in self._workers):
             self._wait(None)
             self._replenish()
+        self._replenish()
 
     def verify_groups(
         self, groups: Sequence[RolloutGroup], on_done: Callable[[int], None] | None = None
@@ -199,17 +209,24 @@ class VerifierPool:
 
     def close(self) -> None:
         """Ends the workers. The pool may be started again."""
-        for worker in list(self._workers):
+        for worker in self._all():
             self._discard(worker)
 
+    def _all(self) -> list[_Worker]:
+        return [*self._workers, *([] if self._spare is None else [self._spare])]
+
     def _discard(self, worker: _Worker) -> None:
-        self._workers.remove(worker)
+        if worker is self._spare:
+            self._spare = None
+        else:
+            self._workers.remove(worker)
         worker.process.kill()
+        _show(worker.process.output_left())
 
     def _drop_lost(self) -> None:
         """Idle workers may have ended since the last call, through no completion's fault: where
         the kernel ends them with their parent, it does so with the thread that started them."""
-        for worker in [worker for worker in self._workers if worker.ready]:
+        for worker in [worker for worker in self._all() if worker.ready]:
             try:
                 worker.process.receive()
             except WorkerDied:
@@ -217,23 +234,29 @@ class VerifierPool:
 
     def _replenish(self) -> None:
         while len(self._workers) < self.size:
-            if self._failed_starts >= START_ATTEMPTS:
-                self._failed_starts = 0  # so that the pool may be tried again
-                self.close()
-                raise UserError(
-                    f"The worker process of the verifier {self.name} ended {START_ATTEMPTS} times "
-                    "in a row before it was ready: what it wrote to standard error, above, says "
-                    "why; correct that first."
-                )
-            try:
-                process = WorkerProcess(self._settings)
-            except OSError as error:
-                self.close()
-                raise UserError(
-                    f"A worker process for the verifier {self.name} can't be started "
-                    f"({error.strerror or error}): close other programs or lower verifier.workers."
-                ) from error
-            self._workers.append(_Worker(process, time.monotonic() + START_SECONDS))
+            worker, self._spare = self._spare or self._started(), None
+            self._workers.append(worker)
+        if self._spare is None and all(worker.ready for worker in self._workers):
+            self._spare = self._started()
+
+    def _started(self) -> _Worker:
+        if self._failed_starts >= START_ATTEMPTS:
+            self._failed_starts = 0  # so that the pool may be tried again
+            self.close()
+            raise UserError(
+                f"The worker process of the verifier {self.name} ended {START_ATTEMPTS} times in a "
+                "row before it was ready: what it wrote to standard error, above, says why; "
+                "correct that first."
+            )
+        try:
+            process = WorkerProcess(self._settings)
+        except OSError as error:
+            self.close()
+            raise UserError(
+                f"A worker process for the verifier {self.name} can't be started "
+                f"({error.strerror or error}): close other programs or lower verifier.workers."
+            ) from error
+        return _Worker(process, time.monotonic() + START_SECONDS)
 
     def _assign(self, job: Verification) -> None:
         for worker in self._workers:
@@ -243,7 +266,7 @@ class VerifierPool:
                 unit = job.units.popleft()
                 texts = job.texts(unit)
                 seconds = self.timeout * len(texts)
-                worker.unit = unit
+                worker.unit, worker.written = unit, 0
                 worker.process.send(_request(job.groups[unit.group], unit, texts, worker, seconds))
                 worker.deadline = time.monotonic() + seconds
 
@@ -251,18 +274,26 @@ class VerifierPool:
         """Sleeps (unless ``wait`` is False) until a worker has something to say or a deadline has
         passed; deals with both."""
         with selectors.DefaultSelector() as selector:
-            for worker in self._workers:
-                selector.register(worker.process.replies, selectors.EVENT_READ, worker)
-                if worker.process.sending:
-                    selector.register(worker.process.requests, selectors.EVENT_WRITE, worker)
-            occupied = [w for w in self._workers if w.unit is not None or not w.ready]
+            for worker in self._all():
+                process = worker.process
+                selector.register(process.replies, selectors.EVENT_READ, worker)
+                if process.output is not None:
+                    selector.register(process.output, selectors.EVENT_READ, worker)
+                if process.sending:
+                    selector.register(process.requests, selectors.EVENT_WRITE, worker)
+            occupied = [w for w in self._all() if w.unit is not None or not w.ready]
             until = min((worker.deadline for worker in occupied), default=0.0)
             events = selector.select(max(0.0, until - time.monotonic()) if wait else 0.0)
+        heard = set()
         for key, event in events:
             worker: _Worker = key.data
-            if worker not in self._workers:  # discarded by the event before
+            if worker not in self._all():  # discarded by the event before
                 continue
             try:
+                if key.fd == worker.process.output:
+                    self._printed(worker, job)
+                    continue
+                heard.add(id(worker))
                 if event & selectors.EVENT_WRITE:
                     worker.process.flush()
                 elif (message := worker.process.receive()) is not None:
@@ -271,11 +302,18 @@ class VerifierPool:
                 self._lost(worker, CRASH, job)
         # What has arrived was read first: after a pause of this process (Ctrl-Z, a laptop's lid)
         # every deadline has passed, and the answers are there.
-        heard = {id(key.data) for key, _ in events}
         now = time.monotonic()
         for worker in occupied:
-            if worker in self._workers and id(worker) not in heard and worker.deadline <= now:
+            if worker in self._all() and id(worker) not in heard and worker.deadline <= now:
                 self._lost(worker, TIMEOUT, job)
+
+    def _printed(self, worker: _Worker, job: Verification | None) -> None:
+        """Passes on what a worker writes, within bounds."""
+        data = worker.process.read_output()
+        worker.written += len(data)
+        _show(data)
+        if worker.ready and worker.unit is not None and worker.written > MOST_OUTPUT:
+            self._lost(worker, FLOOD, job)
 
     def _heard(self, worker: _Worker, message: dict[str, Any], job: Verification | None) -> None:
         if "error" in message:
@@ -300,6 +338,11 @@ class VerifierPool:
                 )
         elif job is not None and worker.unit is not None:
             job.failed(worker.unit, reason)
+
+
+def _show(data: bytes) -> None:
+    with contextlib.suppress(OSError):  # standard error is closed
+        os.write(2, data)
 
 
 def _request(

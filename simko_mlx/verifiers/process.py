@@ -26,12 +26,15 @@ class WorkerDied(Exception):
 
 
 class WorkerProcess:
-    """One worker. ``requests`` and ``replies`` are the descriptors to select on."""
+    """One worker. ``requests``, ``replies`` and ``output``, what it writes to standard output and
+    error (None once it has closed both), are the descriptors to select on."""
 
     def __init__(self, settings: dict[str, Any]):
         """``settings``: what ``worker.load`` takes."""
         child_reads, self.requests = os.pipe()
         self.replies, child_writes = os.pipe()
+        self.output: int | None
+        self.output, child_prints = os.pipe()
         options = {
             **settings,
             "parent": os.getpid(),
@@ -43,19 +46,22 @@ class WorkerProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _BOOTSTRAP, json.dumps(options)],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                stdout=child_prints,
+                stderr=child_prints,
                 pass_fds=(child_reads, child_writes),
                 start_new_session=True,  # a terminal's Ctrl-C must not reach it
             )
         except BaseException:
             os.close(self.requests)
             os.close(self.replies)
+            os.close(self.output)
             raise
         finally:
             os.close(child_reads)
             os.close(child_writes)
-        os.set_blocking(self.requests, False)
-        os.set_blocking(self.replies, False)
+            os.close(child_prints)
+        for descriptor in (self.requests, self.replies, self.output):
+            os.set_blocking(descriptor, False)
         self._outgoing = memoryview(b"")
         self._incoming = bytearray()
         self._closed = False
@@ -104,6 +110,27 @@ class WorkerProcess:
         if message is None and ended:
             raise WorkerDied("it ended")
         return message
+
+    def read_output(self) -> bytes:
+        """What the worker has written since, up to 64 KiB."""
+        if self.output is None:
+            return b""
+        try:
+            data = os.read(self.output, _CHUNK)
+        except BlockingIOError:
+            return b""
+        if not data:
+            os.close(self.output)
+            self.output = None
+        return data
+
+    def output_left(self) -> bytes:
+        """The last words of a worker that was killed, up to 64 KiB."""
+        data = self.read_output()
+        if self.output is not None:
+            os.close(self.output)
+            self.output = None
+        return data
 
     def kill(self) -> None:
         """Ends the worker and the processes of its session; returns within seconds at worst."""

@@ -64,6 +64,8 @@ class RewardFunction:
         # mistake to hear about, and must not end the worker without a word.
         try:
             returned = self.function(**values)
+        except MemoryError:
+            raise
         except (Exception, SystemExit) as error:
             place = raised_at(error, getattr(code, "co_filename", None))
             raise UserError(

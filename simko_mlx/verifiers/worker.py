@@ -11,11 +11,13 @@ import contextlib
 import ctypes
 import inspect
 import os
+import resource
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from simko_mlx.imports import describe, import_function, raised_at
@@ -30,7 +32,9 @@ def main(options: dict[str, Any]) -> None:
     """Serves requests until the parent closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with_parent(options["parent"])
-    _redirect_stdout()
+    with contextlib.suppress(AttributeError, OSError):
+        # What was printed before a time-out's SIGKILL should still be seen.
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     for fd in (options["requests"], options["replies"]):
         os.set_inheritable(fd, False)
     with (
@@ -40,6 +44,7 @@ def main(options: dict[str, Any]) -> None:
         try:
             judge, wants_ids = load(options["parts"], options["correct_at"], options["sandbox"])
             hello: dict[str, Any] = {"ready": True, "wants_ids": wants_ids}
+            _limit_memory(options["memory"])
         except UserError as error:
             hello = {"error": str(error)}
         replies.write(protocol.encode(hello))
@@ -89,6 +94,8 @@ def answer(judge: Judge, request: dict[str, Any]) -> dict[str, Any]:
         verdicts = judge(request)
     except UserError as error:
         return {"error": str(error)}
+    except MemoryError:
+        os._exit(1)  # the parent finds out which completion it was
     return {"verdicts": [[v.reward, v.correct, v.detail, v.taken, v.fault] for v in verdicts]}
 
 
@@ -109,8 +116,10 @@ def _one(
         return verify(text, request["answer"], request["columns"], **options)
     except UserError:
         raise
-    except (MemoryError, RecursionError) as error:
-        return Verdict(0.0, False, f"too much for the verifier ({type(error).__name__})")
+    except MemoryError:
+        raise
+    except RecursionError:
+        return Verdict(0.0, False, "too deep for the verifier")
     # Built-in verifiers don't raise over a completion, but a row of another data set may lack
     # what they need, in ways that each of them knows best.
     except Exception as error:
@@ -120,14 +129,25 @@ def _one(
         ) from error
 
 
-def _redirect_stdout() -> None:
-    try:
-        os.dup2(2, 1)
-    except OSError:  # standard error is closed
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    with contextlib.suppress(AttributeError, OSError):
-        # What was printed before a time-out's SIGKILL should still be seen.
-        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+def _limit_memory(limit: int) -> None:
+    """Ends this process when it has used more than ``limit`` bytes.
+
+    macOS has no limit that binds: there a thread looks, which a loop in C may keep from doing so
+    until the deadline. On Linux what can be allocated is limited, too.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, ValueError):
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            _, hard = resource.getrlimit(resource.RLIMIT_AS)
+            resource.setrlimit(resource.RLIMIT_AS, (used + limit, hard))
+
+    def watch() -> None:
+        unit = 1 if sys.platform == "darwin" else 1024
+        while resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit <= limit:
+            time.sleep(0.05)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _end_with_parent(parent: int) -> None:

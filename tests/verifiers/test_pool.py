@@ -106,6 +106,24 @@ def wants_more(completions, levle):
     return [1.0] * len(completions)
 
 
+def hogs(completions):
+    if "hog" in completions:
+        kept = [bytearray(1 << 24) for _ in range(40)]  # 640 MiB
+        for part in kept:
+            part[::4096] = b"x" * len(part[::4096])
+    return [1.0] * len(completions)
+
+
+def floods(completions):
+    for _ in range(1000 if "flood" in completions else 1):
+        print("x" * 999)
+    return [1.0] * len(completions)
+
+
+def scaled(completions, factor=1.0):
+    return [factor * len(text) for text in completions]
+
+
 async def asynchronous(completions):
     return [1.0] * len(completions)
 
@@ -234,6 +252,43 @@ def test_a_completion_that_ends_the_worker_gets_zero(module):
         assert len(workers.verify_groups([group("fine")])) == 1
     assert found[0] == [Verdict(1.0, True), Verdict(0.0, False, "crashed the verifier")]
     assert [verdict.reward for verdict in found[1]] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(("function", "text"), [("hogs", "hog"), ("floods", "flood")])
+def test_a_completion_that_takes_too_much_gets_zero(module, function, text, capfd):
+    config = VerifierConfig(name=f"{module}:{function}", memory=0.3, timeout=20.0)
+    with VerifierPool(config) as workers:
+        found = workers.verify_groups([group("a", text, "b"), group("c")])
+        assert workers.verify_groups([group("a")]) == [[Verdict(1.0, True)]]
+    wrong = {"hog": "crashed the verifier", "flood": "made the verifier write too much"}[text]
+    assert found[0] == [Verdict(1.0, True), Verdict(0.0, False, wrong), Verdict(1.0, True)]
+    assert found[1] == [Verdict(1.0, True)]
+    assert len(capfd.readouterr().err) < 1 << 18
+
+
+def test_a_spare_worker_stands_by(module):
+    with pool(f"{module}:exits") as workers:
+        (first,) = workers.pids
+        workers.verify_groups([group("fine")])
+        began = time.monotonic()
+        while not (workers._spare and workers._spare.ready):
+            assert time.monotonic() - began < 20
+            workers._wait(None)
+        spare = workers._spare.process.pid
+        workers.verify_groups([group("exit")])
+        assert first not in workers.pids and gone(first)
+        assert gone(spare)  # took over, and met the same completion
+        (last,) = workers.pids
+    assert gone(last) and workers._spare is None
+
+
+def test_options_of_a_users_function(module):
+    config = VerifierConfig(name=f"{module}:scaled", options={"factor": 3})
+    with VerifierPool(config) as workers:
+        assert workers.verify_groups([group("ab")]) == [[Verdict(6.0, True)]]
+    config = VerifierConfig(name=f"{module}:scaled", options={"fcator": 3})
+    with pytest.raises(UserError, match=r"no parameter 'fcator'.*verifier\.options"):
+        VerifierPool(config).start()
 
 
 def test_a_verifier_that_never_answers_is_the_machinerys_fault(module):
