@@ -165,6 +165,10 @@ def _remarks(evaluations: Mapping[str, Evaluation]) -> list[str]:
         found = {name: getattr(e, share) for name, e in evaluations.items()}
         if any(found.values()):
             lines.append(f"{what}: " + ", ".join(f"{n} {100 * s:.1f}%" for n, s in found.items()))
+    for name, e in evaluations.items():
+        if e.unscorable and e.bound:
+            most = ", ".join(f"pass@{k} {100 * v:.1f}%" for k, v in e.bound.items())
+            lines.append(f"{name} at most, if those were all right: {most}")
     lines += [f"{name}: {e.note}" for name, e in evaluations.items() if e.note]
     return list(dict.fromkeys(lines))
 

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -38,7 +38,8 @@ class Evaluation:
     the mean probabilities of the rank-1, 2 and 3 candidates at T = 1 over all tokens,
     ``fork_rank_probs`` over forking tokens; ``entropy`` is in nats per token. ``groups`` gives
     pass@1 for parts of the problems ("strategy L"). ``counts`` are the correct completions of
-    each problem. Completions that can't be scored count as wrong.
+    each problem. Completions that can't be scored count as wrong; ``bound`` maps k to what pass@k
+    would be if they were all right.
     """
 
     label: str
@@ -59,11 +60,13 @@ class Evaluation:
     problem_ids: tuple[str, ...]
     seconds: float
     note: str = ""
+    bound: dict[int, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain JSON; pass@k keys become "pass@8"."""
         out = asdict(self)
         out["pass_at_k"] = {f"pass@{k}": asdict(v) for k, v in self.pass_at_k.items()}
+        out["bound"] = {f"pass@{k}": v for k, v in self.bound.items()}
         if self.chance is not None:
             out["chance"] = {f"pass@{k}": v for k, v in self.chance.items()}
         return out
@@ -74,6 +77,8 @@ class Evaluation:
         fields["pass_at_k"] = {
             int(key.removeprefix("pass@")): Interval(**v) for key, v in raw["pass_at_k"].items()
         }
+        bound = raw.get("bound", {}).items()
+        fields["bound"] = {int(key.removeprefix("pass@")): v for key, v in bound}
         if raw["chance"] is not None:
             chance = raw["chance"].items()
             fields["chance"] = {int(key.removeprefix("pass@")): v for key, v in chance}
@@ -142,7 +147,7 @@ class _Tally:
         self.counts: list[int] = []
         self.lengths: list[int] = []
         self.truncated = 0
-        self.unscorable = 0
+        self.unscorable: list[int] = []
         self.entropy: list[np.ndarray] = []
         self.ranks: list[np.ndarray] = []
         self.forking: list[np.ndarray] = []
@@ -151,7 +156,7 @@ class _Tally:
         for group, mine in zip(groups, verdicts, strict=True):
             self.problems.append(group.problem)
             self.counts.append(sum(v.correct for v in mine))
-            self.unscorable += sum(v.reward is None for v in mine)
+            self.unscorable.append(sum(v.reward is None for v in mine))
             self.lengths += [len(c.token_ids) for c in group.completions]
             self.truncated += sum(c.stop_reason == LENGTH for c in group.completions)
 
@@ -191,13 +196,18 @@ class _Tally:
             fork_rank_probs=_three(ranks[forking]),
             mean_length=float(np.mean(self.lengths)),
             truncated=self.truncated / total,
-            unscorable=self.unscorable / total,
+            unscorable=sum(self.unscorable) / total,
             groups=self._by_group(config.eval.group_by),
             counts=tuple(self.counts),
             problem_ids=tuple(p.id for p in self.problems),
             seconds=seconds,
             note=note,
+            bound={k: self._bound(k) for k in plan.ks},
         )
+
+    def _bound(self, k: int) -> float:
+        most = map(sum, zip(self.counts, self.unscorable, strict=True))
+        return sum(pass_at_k(self.n, count, k) for count in most) / len(self.counts)
 
     def _interval(self, which: Sequence[int] | range, k: int) -> Interval:
         return clustered_interval([pass_at_k(self.n, self.counts[i], k) for i in which])

@@ -101,6 +101,8 @@ class JsonlLogger(Silent):
                         "reward": verdict.reward,
                         "correct": verdict.correct,
                         "detail": verdict.detail,
+                        "taken": verdict.taken,
+                        "fault": verdict.fault,
                         "advantage": advantage,
                     },
                 )

@@ -138,3 +138,24 @@ def test_evaluate_run(tmp_path):
         evaluate_run(tmp_path / "nothing", logger=Silent())
     (wide,) = evaluate_run(folder, logger=Silent(), ks=[8])
     assert wide.n == 16  # raised to 2 k
+
+
+def test_what_cannot_be_scored_counts_as_wrong_and_the_bound_is_told():
+    config = small_config(verifier__name="tests.rewards:sometimes", data__heldout=9)
+    policy = load_policy(config)
+    prompts, _ = policy.prompts.encode_all(data.load(config.data).heldout, None)
+    with VerifierPool(config.verifier) as pool:
+        result = evaluate(policy, pool, prompts, Plan("base", 8, (1, 2)))
+    groups = rollout(policy, prompts, Sampling(8, 12, 1.0, config.seed, "eval", 64, 512))
+    right = [
+        sum("-" not in c.text and c.text.endswith(f" {g.problem.answer}") for c in g.completions)
+        for g in groups
+    ]
+    none = [sum("-" in c.text for c in g.completions) for g in groups]
+    assert result.counts == tuple(right) and sum(none) > 0
+    assert result.unscorable == pytest.approx(sum(none) / 72)
+    most = [r + n for r, n in zip(right, none, strict=True)]
+    for k in (1, 2):
+        assert result.bound[k] == pytest.approx(np.mean([pass_at_k(8, c, k) for c in most]))
+    assert result.bound[1] > result.pass_at_k[1].estimate
+    assert Evaluation.from_json(json.loads(json.dumps(result.to_json()))) == result

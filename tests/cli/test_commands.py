@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cli.main import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[2]
 FAKE = Path(__file__).parent / "fake_trainer.py"
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
@@ -17,7 +19,7 @@ CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 
 @pytest.mark.parametrize(
     "args",
-    [["--help"], ["train", "--help"], ["eval", "--help"], ["plan", "--help"], ["doctor", "--help"]],
+    [["--help"], *([name, "--help"] for name in COMMANDS)],
 )
 def test_help_is_quick_because_it_imports_nothing_heavy(args, environment):
     code = (
