@@ -175,9 +175,10 @@ def _remarks(evaluations: Mapping[str, Evaluation]) -> list[str]:
 
 def _next_steps(result: RunSummary, config: Config, console: Console) -> None:
     run, adapter = str(result.run_dir), result.run_dir / "adapters"
-    more = f"steps={max(config.steps, result.step) * 2}"
+    # A run that stopped early has steps left.
+    more = ["--set", f"steps={result.step * 2}"] if result.step >= config.steps else []
     rows = [
-        ("go on", ["simko-mlx", "train", "--resume", run, "--set", more]),
+        ("go on", ["simko-mlx", "train", "--resume", run, *more]),
         ("evaluate", ["simko-mlx", "eval", run, "--base"]),
     ]
     if adapter.is_dir():

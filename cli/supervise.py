@@ -5,6 +5,7 @@ Metal ends a process that runs out of memory, and Linux kills it: nothing inside
 
 from __future__ import annotations
 
+import datetime
 import signal
 import subprocess
 import sys
@@ -79,6 +80,9 @@ def arguments(options: Mapping[str, Any]) -> dict[str, list[str]]:
     ]
     for assignment in options["sets"]:
         going_on += ["--set", assignment]
+    if options["until"] is not None:
+        at = datetime.datetime.fromtimestamp(options["until"])
+        going_on += ["--until", at.isoformat(sep=" ", timespec="seconds")]
     going_on += ["--plain"] if options["plain"] else []
     config = ["--config", options["config"]] if options["config"] else []
     return {"start": [*config, *going_on], "go on": going_on}

@@ -22,6 +22,7 @@ FLAGS = ("model", "steps", "seed", "output_dir")
 @click.option("--steps", metavar="N", type=int, help="Number of training steps.")
 @click.option("--seed", metavar="N", type=int, help="Seed of everything that is drawn.")
 @click.option("--output-dir", metavar="DIR", help="Folder of this run.")
+@click.option("--until", metavar="HH:MM", help="Stop, saved and evaluated, by this time.")
 @click.option("--supervise", is_flag=True, help="Start it again when it runs out of memory.")
 @click.option("--plain", is_flag=True, help="One line per step, also on a terminal.")
 def command(**options: Any) -> int:
@@ -32,12 +33,15 @@ def command(**options: Any) -> int:
     """
     from . import ui
 
-    if options["resume"] and options["config"]:
-        raise click.UsageError("--resume goes on with the run's own config: leave out --config.")
-    if options["resume"] and options["output_dir"]:
-        raise click.UsageError("--resume goes on in the run's own folder: leave out --output-dir.")
+    for name, own in ("config", "config"), ("output_dir", "folder"):
+        if options["resume"] and options[name]:
+            flag = name.replace("_", "-")
+            raise click.UsageError(
+                f"--resume goes on with the run's own {own}: leave out --{flag}."
+            )
     with ui.user_errors():
         resolved = _resolve(options)
+        options["until"] = ui.moment(options["until"])
         if options["dry_run"]:
             click.echo(ui.origins_table(resolved), nl=False)
             return 0
@@ -66,7 +70,8 @@ def _train(resolved: Resolved, options: dict[str, Any]) -> int:
         return supervise.run(config, run_dir, supervise.arguments(options), resume=bool(resume))
     with live.view(plain=options["plain"]) as view:
         try:
-            result = train(config, run_dir, view, recipe=resolved.recipe, resume=bool(resume))
+            how = {"recipe": resolved.recipe, "resume": bool(resume), "until": options["until"]}
+            result = train(config, run_dir, view, **how)
         except (KeyboardInterrupt, Terminated) as stop:
             stopped = ui.TERMINATED if isinstance(stop, Terminated) else ui.INTERRUPTED
         else:

@@ -48,6 +48,13 @@ def user_errors() -> Iterator[None]:
         raise Failure(str(error)) from error
 
 
+def moment(text: str | None) -> float | None:
+    """Seconds since the epoch of what ``--until`` says."""
+    from simko_mlx.until import parse_until
+
+    return None if text is None else parse_until(text).timestamp()
+
+
 def console(file: TextIO | None = None) -> Console:
     """A rich console that styles only a real terminal: FORCE_COLOR doesn't make one of a pipe."""
     from rich.console import Console

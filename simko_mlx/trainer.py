@@ -40,6 +40,7 @@ from simko_mlx.types import (
     UserError,
     require,
 )
+from simko_mlx.until import Until
 from simko_mlx.verifiers.pool import VerifierPool
 
 __all__ = ["RunSummary", "Terminated", "new_run_dir", "train"]
@@ -74,9 +75,16 @@ class TrainState:
 
 
 def train(
-    config: Config, run_dir: Path, logger: Logger, *, recipe: str = "", resume: bool = False
+    config: Config,
+    run_dir: Path,
+    logger: Logger,
+    *,
+    recipe: str = "",
+    resume: bool = False,
+    until: float | None = None,
 ) -> RunSummary:
-    """Trains to ``config.steps``, from the start or from a run directory's newest checkpoint.
+    """Trains to ``config.steps``, from the start or from a run directory's newest checkpoint, or
+    until a time (seconds since the epoch) by which the last evaluation, too, should have ended.
 
     Raises:
         UserError: one sentence; whatever had been saved stays valid.
@@ -99,6 +107,7 @@ def train(
             _try_verifier(pool, dataset.train[0])
             policy = load_policy(config, adapter=saved[0] if saved else None)
             run = _Run(config, run_dir, policy, pool, dataset)
+            run.until.at = until
             return run.go(logger, interrupts, recipe, saved)
     except OSError as error:
         if checkpoint.is_full(error):
@@ -144,6 +153,7 @@ class _Run:
         self.fingerprint = f"{random_words(ids):016x}"
         stops = [repr(text) for text in policy.stop_tokens.values()]
         self.watch = SignalWatch(config.rollout.max_completion_length, stops)
+        self.until = Until(None)
         self.gaps = GapWatch(str(policy.dtype).removeprefix("mlx.core."))
 
     def _encode(self, problems: Sequence[Any], what: str) -> Prompts:
@@ -202,9 +212,15 @@ class _Run:
             self._save()
             base = self.evaluations.before(self.state.step)
             self._small_evaluation()  # a run that was stopped during one still owes it
-            while self.state.step < self.config.steps:
+            if base is not None and self.config.eval.after:
+                self.until.reserve = base.seconds
+            while self.state.step < self.config.steps and not self.until.is_near():
+                began = time.monotonic()
                 self._step()
                 self._after_step()
+                self.until.step_took(time.monotonic() - began)
+            if self.state.step < self.config.steps:
+                self._stop_early()
         except (KeyboardInterrupt, Terminated, UserError) as error:
             # No step is half done here: a verifier that fails does so before weights change.
             if not isinstance(error, (checkpoint.NoSpace, Diverged)):
@@ -214,6 +230,15 @@ class _Run:
         trained = self.evaluations.after(self.state.step, base)
         best = self.state.best["step"] if self.state.best else None
         return RunSummary(self.run_dir, self.state.step, base, trained, best)
+
+    def _stop_early(self) -> None:
+        with self.interrupts.shield():
+            self._save()
+        at = time.strftime("%H:%M", time.localtime(self.until.at))
+        self.logger.message(
+            f"Stopped after step {self.state.step} of {self.config.steps}: the next would not end "
+            f"by {at}. `simko-mlx train --resume {self.run_dir}` goes on."
+        )
 
     # --- one step ---------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ LAYERS = [
     # "" is simko_mlx/__init__.py, which hands out public names of any layer, but imports them only
     # when they are asked for
     {"types", "config", "config_sources", "imports", ""},
-    {"kernels", "graphs", "advantages", "advice", "interrupts", "metrics"},
+    {"kernels", "graphs", "advantages", "advice", "interrupts", "metrics", "until"},
     {"losses", "batching", "data", "verifiers", "assets", "prompts"},
     {
         "adapters",
@@ -48,7 +48,7 @@ LAYERS = [
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 PURE = ("simko_mlx.types", "simko_mlx.verifiers")
-FILE_LINES, FUNCTION_LINES, COMMAND_LINES = 400, 60, 80
+FILE_LINES, FUNCTION_LINES, COMMAND_LINES = 400, 60, 90
 COMMANDS = ("train", "eval", "verify", "plan", "doctor")
 
 

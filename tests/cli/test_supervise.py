@@ -104,7 +104,7 @@ def test_single_completions_are_checkpointed(supervised):
 def test_what_a_run_is_given():
     options = {
         "config": "gsm8k", "sets": ("a.b=1",), "model": None, "steps": 3, "seed": 0,
-        "plain": True, "resume": None,
+        "plain": True, "until": None, "resume": None,
     }  # fmt: skip
     given = supervise.arguments(options)
     assert given["go on"] == ["--steps=3", "--seed=0", "--set", "a.b=1", "--plain"]
