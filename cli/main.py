@@ -16,6 +16,7 @@ from . import ui
 COMMANDS = {
     "train": "Train a model; without arguments the embedded one.",
     "eval": "Measure pass@k of a run on its held-out problems.",
+    "probe": "Sample a few problems before a long run: how hard, how long, what to change.",
     "verify": "Score recorded completions, and show what was taken as their answer.",
     "plan": "Predict how much memory a run takes, and whether it fits.",
     "doctor": "Show what this machine offers, and whether the Metal kernels are used.",

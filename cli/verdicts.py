@@ -8,23 +8,30 @@ from . import ui
 
 if TYPE_CHECKING:
     from simko_mlx.recorded import Judged
+    from simko_mlx.types import Verdict
 
 EXCERPT = 60  # characters
 
 
 def lines(one: Judged) -> list[str]:
-    verdict = one.verdict
+    return block(one.problem.id, one.problem.answer, one.text, one.verdict)
+
+
+def block(problem: str, answer: str, text: str, verdict: Verdict) -> list[str]:
+    """A completion with what was taken for its answer, and what the verifier says of it."""
     word = "correct" if verdict.correct else "wrong"
     if verdict.reward is None:
         word = "not scorable"
     reward = "" if verdict.reward is None else f"  reward {verdict.reward:.3g}"
     why = f": {ui.clean(verdict.detail)}" if verdict.detail else ""
     taken = "nothing" if verdict.taken is None else repr(_excerpt(verdict.taken))
-    lines = [f"{ui.clean(one.problem.id)}  {word}{reward}{why}"]
-    lines.append(f"    took    {ui.clean(taken)}")
-    lines.append(f"    answer  {ui.clean(repr(_excerpt(one.problem.answer)))}")
-    lines.append(f"    text    {ui.clean(_around(one.text, verdict.taken))}")
-    return lines
+    taken = "all of it" if verdict.taken == text else taken
+    return [
+        f"{ui.clean(problem)}  {word}{reward}{why}",
+        f"    took    {ui.clean(taken)}",
+        f"    answer  {ui.clean(repr(_excerpt(answer)))}",
+        f"    text    {ui.clean(_around(text, verdict.taken))}",
+    ]
 
 
 def _excerpt(text: str) -> str:

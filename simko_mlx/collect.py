@@ -15,7 +15,7 @@ from simko_mlx.verifiers.pool import VerifierPool
 
 
 def collect(
-    policy: Policy, pool: VerifierPool, prompts: Prompts, step: int, logger: Logger
+    policy: Policy, pool: VerifierPool, prompts: Prompts, step: int | str, logger: Logger
 ) -> tuple[list[ScoredGroup], float]:
     """The scored groups, in the prompts' order, and when the last completion had ended
     (``time.monotonic``): groups are judged while others still decode."""

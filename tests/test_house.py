@@ -43,13 +43,22 @@ LAYERS = [
         "step",
     },
     {"memory", "planner", "planner_decoding"},
-    {"collect", "trainer", "evaluate", "recorded", "run_evaluations", "doctor"},
+    {
+        "collect",
+        "trainer",
+        "evaluate",
+        "probe",
+        "probe_advice",
+        "recorded",
+        "run_evaluations",
+        "doctor",
+    },
     {"cli"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 PURE = ("simko_mlx.types", "simko_mlx.verifiers")
 FILE_LINES, FUNCTION_LINES, COMMAND_LINES = 400, 60, 90
-COMMANDS = ("train", "eval", "verify", "plan", "doctor")
+COMMANDS = ("train", "eval", "probe", "verify", "plan", "doctor")
 
 
 def sources(*folders: str) -> list[Path]:

@@ -26,7 +26,7 @@ def verify(completion: str, answer: str, columns: Mapping[str, Any]) -> Verdict:
     Reward is 1.0 or 0.0, and `detail` says briefly why a completion is wrong.
     """
     reason = _fault(completion, answer, columns["numbers"])
-    return Verdict(reward=float(not reason), correct=not reason, detail=reason)
+    return Verdict(reward=float(not reason), correct=not reason, detail=reason, taken=completion)
 
 
 def _fault(completion: str, answer: str, numbers: list[int]) -> str:
