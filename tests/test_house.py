@@ -43,13 +43,13 @@ LAYERS = [
         "step",
     },
     {"memory", "planner", "planner_decoding"},
-    {"collect", "trainer", "evaluate", "run_evaluations", "doctor"},
+    {"collect", "curriculum", "data_report", "trainer", "evaluate", "run_evaluations", "doctor"},
     {"cli"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 PURE = ("simko_mlx.types", "simko_mlx.verifiers")
 FILE_LINES, FUNCTION_LINES, COMMAND_LINES = 400, 60, 80
-COMMANDS = ("train", "eval", "plan", "doctor")
+COMMANDS = ("train", "eval", "data", "plan", "doctor")
 
 
 def sources(*folders: str) -> list[Path]:
