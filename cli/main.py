@@ -16,6 +16,7 @@ from . import ui
 COMMANDS = {
     "train": "Train a model; without arguments the embedded one.",
     "eval": "Measure pass@k of a run on its held-out problems.",
+    "data": "Show a config's problems as the model sees them, and check their answers.",
     "plan": "Predict how much memory a run takes, and whether it fits.",
     "doctor": "Show what this machine offers, and whether the Metal kernels are used.",
 }

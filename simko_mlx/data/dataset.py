@@ -66,6 +66,12 @@ def without_repeats(problems: list[Problem], where: str) -> tuple[list[Problem],
     return [problem for i, problem in enumerate(problems) if i in kept], [note]
 
 
+def repeats(problems: Iterable[Problem]) -> int:
+    """How many problems have the prompt of one before them."""
+    found = [_prompt(problem) for problem in problems]
+    return len(found) - len(set(found))
+
+
 def hold_out(problems: list[Problem], count: int, where: str) -> Dataset:
     """Holds out the ``count`` different prompts whose content has the smallest hash.
 

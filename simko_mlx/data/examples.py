@@ -74,4 +74,6 @@ def _key(messages: Messages) -> tuple[tuple[str, str], ...]:
 
 
 def _hash(name: str) -> bytes:
-    return blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8, person=b"few-shot").digest()
+    return blake2b(
+        name.encode("utf-8", "surrogatepass"), digest_size=8, person=b"few-shot"
+    ).digest()
