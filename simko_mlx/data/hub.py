@@ -165,7 +165,7 @@ def _names(repo: str, revision: str | None) -> list[str]:
             return HfApi().list_repo_files(repo, repo_type="dataset", revision=revision)
         except errors.HfHubHTTPError:
             raise  # the Hub was reached, and said no
-        except (OSError, errors.HTTPError):  # no connection, or none is wanted (HF_HUB_OFFLINE)
+        except _no_connection():  # or none is wanted (HF_HUB_OFFLINE)
             folder = Path(
                 snapshot_download(
                     repo, repo_type="dataset", revision=revision, local_files_only=True
@@ -173,6 +173,13 @@ def _names(repo: str, revision: str | None) -> list[str]:
             )
             files = (path for path in folder.rglob("*") if path.is_file())
             return [path.relative_to(folder).as_posix() for path in files]
+
+
+def _no_connection() -> tuple[type[Exception], ...]:
+    from huggingface_hub import errors
+
+    # The second is that of the HTTP client, which one depends on huggingface-hub's version.
+    return (OSError, errors.HTTPError)  # pyright: ignore[reportPrivateImportUsage]
 
 
 @contextmanager
@@ -199,7 +206,7 @@ def _hub_errors(repo: str, revision: str | None) -> Iterator[None]:
         raise UserError(f"The Hub doesn't hand out the data set {repo}: {first}; try later.") from (
             error
         )
-    except (OSError, errors.HTTPError) as error:
+    except _no_connection() as error:
         raise UserError(
             f"The data set {repo} is not on this machine and the Hub can't be reached: check the "
             "network, or use a downloaded file."

@@ -29,8 +29,9 @@ def read(path: str) -> dict[str, float]:
     )
     rates: dict[str, float] = {}
     for where, row in jsonl.rows(file):
-        name, rate = (row.get("id"), row.get("pass_rate")) if isinstance(row, Mapping) else (0, 0)
-        if not isinstance(name, str) or not _is_rate(rate):
+        row = row if isinstance(row, Mapping) else {}
+        name, rate = row.get("id"), row.get("pass_rate")
+        if not isinstance(name, str) or rate is None or not _is_rate(rate):
             raise UserError(
                 f'{where}: write each line as {{"id": "7", "pass_rate": 0.25}}, the rate between '
                 "0 and 1, as `simko-mlx probe` does."

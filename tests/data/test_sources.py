@@ -1,11 +1,16 @@
 """Where problems come from: the table of sources, generators, and the user's own function."""
 
+import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
 from simko_mlx.config import DataConfig
-from simko_mlx.data import Dataset, load
+from simko_mlx.config_sources import resolve
+from simko_mlx.data import SOURCES, Dataset, load
 from simko_mlx.types import UserError
 
 SOURCE = """
@@ -93,8 +98,35 @@ def test_mistakes_in_a_users_function(module, function, words):
 
 def test_unknown_sources():
     with pytest.raises(UserError, match="did you mean jsonl"):
-        load(DataConfig(source="json"))
+        load(DataConfig(source="jsonlines"))
     with pytest.raises(UserError, match="no module 'no_such_module'"):
         load(DataConfig(source="no_such_module:load"))
     with pytest.raises(UserError, match=r"write it as package\.module:function"):
         load(DataConfig(source="my/file.py:load"))
+
+
+def test_a_new_source_is_a_function_and_an_entry(tmp_path, monkeypatch):
+    (tmp_path / "squares.py").write_text(
+        "from simko_mlx.data.files import collect, split\n\n"
+        "def load(config):\n"
+        "    rows = ((f'row {i}', {'prompt': f'{i} squared?', 'answer': i * i})\n"
+        "            for i in range(config.size))\n"
+        "    return split(collect(rows, 'squares', config), None, 'squares', config)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(SOURCES, "squares", "squares:load")
+    dataset = load(DataConfig(source="squares", size=9, heldout=2))
+    assert len(dataset.train) == 7 and len(dataset.heldout) == 2
+    assert {int(p.answer) for p in dataset.train + dataset.heldout} == {i * i for i in range(9)}
+
+
+def test_each_source_has_an_example_that_can_be_resolved():
+    """docs/data.md: under a heading of its name, a YAML block."""
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    for name in [*SOURCES, "my_problems:load"]:
+        blocks = re.findall(r"```yaml\n(.*?)```", text, re.S)
+        mine = [yaml.safe_load(b) for b in blocks if f"source: {name}\n" in b]
+        assert mine, f"no example of {name} in docs/data.md"
+        for example in mine:
+            sets = [f"{key}={json.dumps(value)}" for key, value in example.items()]
+            assert resolve(None, environ={}, sets=sets).config.data.source == name
