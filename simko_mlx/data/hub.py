@@ -25,6 +25,7 @@ WORDS = {
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
     "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
+REPLY_SECONDS = 20.0
 _SHARD = re.compile(r"(?P<split>.+?)[-_.](?P<number>\d+)-of-(?P<of>\d+)(-[0-9a-f]+)?")
 _ORDER = ("parquet", "jsonl", "json", "csv")  # of a split in several formats one is read
 
@@ -87,11 +88,14 @@ def _describe(path: PurePosixPath) -> File:
     stem = path.name[: -len(path.suffix)]
     folders = [part for part in path.parts[:-1] if part not in WORDS and part != "data"]
     subset = "/".join(folders)
+    of_folders = [WORDS[part] for part in path.parts[:-1] if part in WORDS]
     if shard := _SHARD.fullmatch(stem):
-        return File(str(path), subset, canonical(shard["split"]), int(shard["of"]))
-    words = [word for word in re.split(r"[-_. ]|\d+", stem.lower()) if word in WORDS]
-    words = words or [part for part in path.parts[:-1] if part in WORDS]
-    return File(str(path), subset, WORDS[words[-1]] if words else None)
+        name = canonical(shard["split"])
+        known = name in WORDS.values() or not of_folders
+        return File(str(path), subset, name if known else of_folders[-1], int(shard["of"]))
+    words = [WORDS[word] for word in re.split(r"[-_. ]|\d+", stem.lower()) if word in WORDS]
+    words = words or of_folders
+    return File(str(path), subset, words[-1] if words else None)
 
 
 def canonical(name: str) -> str:
@@ -162,7 +166,9 @@ def _names(repo: str, revision: str | None) -> list[str]:
 
     with _hub_errors(repo, revision):
         try:
-            return HfApi().list_repo_files(repo, repo_type="dataset", revision=revision)
+            # Unlike list_repo_files, this doesn't try for half a minute where there is no network.
+            found = HfApi().dataset_info(repo, revision=revision, timeout=REPLY_SECONDS)
+            return [file.rfilename for file in found.siblings or []]
         except errors.HfHubHTTPError:
             raise  # the Hub was reached, and said no
         except _no_connection():  # or none is wanted (HF_HUB_OFFLINE)
