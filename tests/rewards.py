@@ -6,3 +6,8 @@ from __future__ import annotations
 def lower_case(completions: list[str]) -> list[float]:
     """How much of a completion is lower case: random models differ in that, too."""
     return [sum(c.islower() for c in text) / max(1, len(text)) for text in completions]
+
+
+def shows_work(completions: list[str], answer: list[str], **columns: object) -> list[float]:
+    """An answer alone isn't enough."""
+    return [float(text.endswith(f"= {a}")) for text, a in zip(completions, answer, strict=True)]

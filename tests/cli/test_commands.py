@@ -17,8 +17,10 @@ CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 
 @pytest.mark.parametrize(
     "args",
-    [["--help"], ["train", "--help"], ["eval", "--help"], ["plan", "--help"], ["doctor", "--help"]],
-)
+    [["--help"], ["train", "--help"], ["eval", "--help"], ["plan", "--help"], ["doctor", "--help"],
+     ["data", "--help"], ["data", "show", "--help"], ["data", "check", "--help"],
+     ["data", "stats", "--help"]],
+)  # fmt: skip
 def test_help_is_quick_because_it_imports_nothing_heavy(args, environment):
     code = (
         "import sys\n"
