@@ -132,12 +132,15 @@ def test_each_source_has_an_example():
     assert {e["data"]["source"] for e in EXAMPLES} == {*SOURCES, "my_problems:load"}
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: e["data"]["source"])
+@pytest.mark.parametrize(
+    "example",
+    # test_hub.py has a Hub
+    [e for e in EXAMPLES if e["data"]["source"] != "hf"],
+    ids=lambda e: e["data"]["source"],
+)
 def test_the_documented_examples_work(example, tmp_path, monkeypatch):
     sets = [f"{key}={json.dumps(value)}" for key, value in example.items()]
     config = resolve(None, environ={}, sets=sets).config.data
-    if config.source == "hf":
-        return  # tests/data/test_hub.py has a Hub
     if config.source == "parquet":
         pytest.importorskip("duckdb", reason="duckdb, of the extra 'data', is not installed")
         config.heldout = 1
@@ -147,8 +150,6 @@ def test_the_documented_examples_work(example, tmp_path, monkeypatch):
     ]
     lines = [json.dumps(row) + "\n" for row in rows]
     rates = [json.dumps({"id": str(i), "pass_rate": 0.5}) + "\n" for i in range(120)]
-    if config.pass_rates:
-        config.id = "id"
     (tmp_path / "my_data").mkdir()
     files = {
         "problems.jsonl": "".join(lines[4:]),
