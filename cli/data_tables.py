@@ -32,13 +32,14 @@ def show(found: Prompts) -> list[str]:
 
 def check(found: Check) -> list[str]:
     room = "no limit" if found.limit is None else f"room for {found.limit:,}"
+    rule = f" (prompt.too_long is {found.too_long_is})" if found.too_long else ""
     accepted = found.problems - len(found.failures)
     by = f", {found.by_solution:,} of them by the column solution" if found.by_solution else ""
     out = [
         f"problems    {found.train:,} to train on, {found.heldout:,} held out",
         f"duplicates  {found.duplicates:,}",
         f"prompts     {found.shortest:,} to {found.longest:,} tokens, {room}; "
-        f"{len(found.too_long):,} too long",
+        f"{len(found.too_long):,} too long{rule}",
         f"answers     {accepted:,} of {found.problems:,} accepted{by}",
     ]
     for note in found.notes:

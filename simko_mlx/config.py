@@ -366,6 +366,10 @@ def _data(data: DataConfig, prompt: PromptConfig) -> None:
     for key in ("revision", "subset", "eval_split"):
         unread = getattr(data, key) is not None and data.source in names and data.source != "hf"
         require(not unread, f"data.{key} is for data.source=hf: leave it out.")
+    require(
+        data.eval_path is None or data.eval_split is None,
+        "data.eval_path and data.eval_split both say what is held out: keep one of them.",
+    )
     shots = prompt.few_shot_path or prompt.few_shot_answer
     require(
         not shots or prompt.few_shot > 0,

@@ -4,6 +4,7 @@ accepts each problem's own answer. Of the model only the tokenizer is needed."""
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ def load_material(config: Config) -> Material:
         UserError: the problems or the tokenizer can't be had.
     """
     dataset = data.load(config.data)
+    require(bool(dataset.train), f"The source {config.data.source} has no problems to train on.")
     path = find_model(config.model, weights=False)
     try:
         tokenizer = load_tokenizer(path, eos_token_ids=load_config(path).get("eos_token_id"))
@@ -103,7 +105,9 @@ def show(material: Material, *, split: str, n: int, progress: Progress = _silent
     found = []
     for problem in problems[:n]:
         ids = list(material.encoder.encode(problem))
-        text = material.encoder.tokenizer.decode(ids, skip_special_tokens=False)
+        text = material.encoder.tokenizer.decode(
+            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
         found.append(Shown(problem.id, len(ids), text, problem.answer))
         progress("encode", len(found), n)
     return Prompts(split, len(problems), tuple(found))
@@ -134,6 +138,7 @@ class Check:
     longest: int
     limit: int | None
     too_long: tuple[tuple[str, int], ...]
+    too_long_is: str  # the config's prompt.too_long
     by_solution: int
     failures: tuple[Failure, ...]
 
@@ -164,13 +169,16 @@ def check(material: Material, *, progress: Progress = _silent) -> Check:
     too_long = [] if limit is None else [(p.id, n) for p, n in pairs if n > limit]
     with VerifierPool(material.config.verifier) as pool:
         first = _judge(pool, problems, [p.answer for p in problems], progress)
-        refused = [(p, v) for p, v in zip(problems, first, strict=True) if not v.correct]
-        solved = [p for p, _ in refused if isinstance(p.columns.get(SOLUTION), str)]
-        second = _judge(pool, solved, [p.columns[SOLUTION] for p in solved], progress)
-    accepted = {p.id for p, v in zip(solved, second, strict=True) if v.correct}
-    heldout = {p.id for p in material.dataset.heldout}
+        refused = {i: verdict for i, verdict in enumerate(first) if not verdict.correct}
+        solved = [i for i in refused if isinstance(problems[i].columns.get(SOLUTION), str)]
+        texts = [problems[i].columns[SOLUTION] for i in solved]
+        second = _judge(pool, [problems[i] for i in solved], texts, progress)
+    for i, verdict in zip(solved, second, strict=True):
+        if verdict.correct:
+            del refused[i]
+    train = len(material.dataset.train)
     return Check(
-        train=len(material.dataset.train),
+        train=train,
         heldout=len(material.dataset.heldout),
         notes=tuple(material.dataset.notes),
         duplicates=repeats(problems),
@@ -178,11 +186,11 @@ def check(material: Material, *, progress: Progress = _silent) -> Check:
         longest=max(lengths),
         limit=limit,
         too_long=tuple(too_long),
-        by_solution=len(accepted),
+        too_long_is=material.config.prompt.too_long,
+        by_solution=sum(verdict.correct for verdict in second),
         failures=tuple(
-            Failure(p.id, SPLITS[p.id in heldout], p.answer, v.taken, v.detail)
-            for p, v in refused
-            if p.id not in accepted
+            Failure(problems[i].id, SPLITS[i >= train], problems[i].answer, v.taken, v.detail)
+            for i, v in refused.items()
         ),
     )
 
@@ -252,9 +260,10 @@ def stats(material: Material, *, by: str | None = None, progress: Progress = _si
 
 def _value(problem: Problem, path: str) -> str:
     try:
-        return text_of(lookup(problem.columns, path, "--by")) or ABSENT
+        value = lookup(problem.columns, path, "--by")
     except BadRow:
         return ABSENT
+    return text_of(value) or json.dumps(value, ensure_ascii=False)
 
 
 def _lengths(tokens: Sequence[int]) -> Lengths:

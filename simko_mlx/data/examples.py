@@ -36,7 +36,7 @@ def solved(prompt: PromptConfig, data: DataConfig) -> list[Example]:
         found = sorted(dataset.train, key=lambda p: _hash(p.id))
     else:
         where = prompt.few_shot_path
-        found, _ = read(where, dataclasses.replace(data, limit=None))
+        found, _ = read(where, dataclasses.replace(data, limit=None), "prompt.few_shot_path")
     heldout = {_key(p.messages) for p in dataset.heldout}
     found = [p for p in found if _key(p.messages) not in heldout]
     require(

@@ -49,8 +49,8 @@ def load(config: DataConfig) -> Dataset:
     """
     require(config.path is not None, "data.path is not set: name the file with the problems.")
     path = str(config.path)
-    heldout = None if config.eval_path is None else read(config.eval_path, config)
-    return split(read(path, config), heldout, path, config)
+    heldout = None if config.eval_path is None else read(config.eval_path, config, "data.eval_path")
+    return split(read(path, config, "data.path"), heldout, path, config)
 
 
 def split(train: Found, heldout: Found | None, name: str, config: DataConfig) -> Dataset:
@@ -64,14 +64,11 @@ def split(train: Found, heldout: Found | None, name: str, config: DataConfig) ->
     return Dataset(dataset.train, dataset.heldout, notes + dataset.notes)
 
 
-def read(path: str, config: DataConfig) -> Found:
-    """The problems of one file."""
+def read(path: str, config: DataConfig, key: str) -> Found:
+    """The problems of one file, which the config's ``key`` names."""
     file = Path(path).expanduser()
-    require(not file.is_dir(), f"{path} is a folder: name the file in it.")
-    require(
-        file.is_file(), f"There is no file {path}: correct data.path, data.eval_path or whatever "
-        "names it."
-    )  # fmt: skip
+    require(not file.is_dir(), f"{path} is a folder: name the file in it in {key}.")
+    require(file.is_file(), f"There is no file {path}: correct {key}.")
     return collect(FORMATS[_format(file, config)](file), path, config)
 
 

@@ -67,7 +67,7 @@ def load(config: DataConfig) -> Dataset:
     train = _found(chosen(files, config.subset, config.split, repo), config.split, config)
     heldout: Found | None = None
     if config.eval_path is not None:
-        heldout = read(config.eval_path, config)
+        heldout = read(config.eval_path, config, "data.eval_path")
     elif config.eval_split is not None:
         some = chosen(files, config.subset, config.eval_split, repo)
         heldout = _found(some, config.eval_split, config)

@@ -1,4 +1,7 @@
-"""Problems from a JSON file: a list of objects, or an object that holds one under a key."""
+"""Problems from a JSON file: a list of objects, or an object that holds one under a key.
+
+Many files that are called .json hold one object a line, and are read as that.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from simko_mlx.data import jsonl
 from simko_mlx.data.rows import Rows
 from simko_mlx.data.text import lines
 from simko_mlx.types import UserError
@@ -18,29 +22,21 @@ def rows(file: Path) -> Rows:
         UserError: it isn't JSON, or holds no list, or several.
     """
     text = "".join(line for _, line in lines(file, "one JSON list"))
-    for number, row in enumerate(_list(_json(text, file), file), 1):
-        yield f"{file} element {number}", row
-
-
-def _json(text: str, file: Path) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError as error:
-        where = f"{file}:{error.lineno}"
         if error.msg == "Extra data" and text.lstrip().startswith("{"):
-            raise UserError(
-                f"{where}: a second JSON value begins here: for one object per line set "
-                "data.source=jsonl."
-            ) from error
-        reason = f"{error.msg[0].lower()}{error.msg[1:]}"
-        raise UserError(f"{where}: not JSON, {reason} at column {error.colno}; correct it.") from (
-            error
-        )
+            yield from jsonl.rows(file)
+            return
+        reason = f"{error.msg[0].lower()}{error.msg[1:]} at column {error.colno}"
+        raise UserError(f"{file}:{error.lineno}: not JSON, {reason}; correct it.") from error
     except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
         raise UserError(
             f"{file} can't be read as JSON, it has a huge number or is nested too deeply: correct "
             "it."
         ) from error
+    for number, row in enumerate(_list(value, file), 1):
+        yield f"{file} element {number}", row
 
 
 def _list(value: Any, file: Path) -> list[Any]:

@@ -23,7 +23,8 @@ def rows(file: Path) -> Rows:
         row = _json(text)
         if number == 1 and (text.strip() == "[" or _is_table(row)):
             raise UserError(
-                f"{file} is one JSON list, not one object per line: set data.source=json."
+                f"{file} is one JSON list, not one object per line: for data.path set "
+                "data.source=json, elsewhere call it .json."
             )
         yield f"{file}:{number}", row
 

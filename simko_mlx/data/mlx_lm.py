@@ -41,7 +41,7 @@ def load(config: DataConfig) -> Dataset:
     heldout: Found | None = None
     other = next((folder / name for name in HELD_OUT if name in names), None)
     if config.eval_path is not None:
-        heldout = read(config.eval_path, config)
+        heldout = read(config.eval_path, config, "data.eval_path")
     elif other is not None:
         heldout = _read(other, config)
     return split(_read(folder / "train.jsonl", config), heldout, str(folder), config)

@@ -42,6 +42,7 @@ def refusal(file, source, **keys):
         {"data": ROWS},
         {"version": "1.0", "rows": ROWS},
         json.dumps(ROWS, indent=2),
+        "\n".join(map(json.dumps, ROWS)),
         b"\xef\xbb\xbf" + json.dumps(ROWS).encode(),
     ],
 )
@@ -61,8 +62,8 @@ def test_json_lists(tmp_path, content):
         ([], ["no rows"]),
         ([ROWS[0], {"prompt": "b?"}], ["p.json element 2: data.answer is 'answer'"]),
         ([ROWS[0], 3], ["p.json element 2: it is a number"]),
-        ('{"prompt": "a", "answer": "1"}\n{"prompt": "b", "answer": "2"}',
-         ["p.json:2: a second JSON value", "data.source=jsonl"]),
+        ('[{"prompt": "a", "answer": "1"}]\n[]', ["p.json:2: not JSON, extra data"]),
+        ('{"prompt": "a", "answer": "1"}\n{"prompt": "b"}', ["p.json:2: data.answer"]),
         (b'["\xff"]', ["p.json:1: byte 3", "UTF-8"]),
     ],
 )  # fmt: skip
@@ -74,7 +75,7 @@ def test_json_mistakes(tmp_path, content, words):
 
 @pytest.mark.parametrize("content", [json.dumps(ROWS), json.dumps(ROWS, indent=1)])
 def test_a_json_list_that_is_called_jsonl(tmp_path, content):
-    assert "data.source=json." in refusal(written(tmp_path / "p.jsonl", content), "jsonl")
+    assert "data.source=json," in refusal(written(tmp_path / "p.jsonl", content), "jsonl")
 
 
 # --- csv ------------------------------------------------------------------------------------------

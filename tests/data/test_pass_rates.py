@@ -88,6 +88,15 @@ def test_rates_of_other_problems_and_too_narrow_bounds(config, tmp_path):
         ({"data.min_pass_rate": 0.5, "data.max_pass_rate": 0.4}, "no rate lies between"),
         ({"data.source": "json", "data.path": "p", "data.subset": "a"}, "data.source=hf"),
         ({"data.source": "hf"}, "owner/name"),
+        (
+            {
+                "data.source": "hf",
+                "data.path": "a/b",
+                "data.eval_path": "p",
+                "data.eval_split": "test",
+            },
+            "keep one of them",
+        ),
         ({"prompt.few_shot_answer": "solution"}, r"prompt\.few_shot is 0"),
         ({"prompt.few_shot": -1}, "at least 0"),
     ],
