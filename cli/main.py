@@ -18,6 +18,7 @@ COMMANDS = {
     "eval": "Measure pass@k of a run on its held-out problems.",
     "probe": "Sample a few problems before a long run: how hard, how long, what to change.",
     "verify": "Score recorded completions, and show what was taken as their answer.",
+    "data": "Show a config's problems as the model sees them, and check their answers.",
     "plan": "Predict how much memory a run takes, and whether it fits.",
     "doctor": "Show what this machine offers, and whether the Metal kernels are used.",
 }

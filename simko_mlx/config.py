@@ -47,20 +47,37 @@ class PromptConfig:
     date: str | None = None  # YYYY-MM-DD for templates that insert today's; None: the start's
     too_long: Literal["refuse", "drop"] = "refuse"
     max_length: int | None = None  # tokens; None: the context less max_completion_length
+    few_shot: int = 0  # solved examples before the question: problems to train on, or
+    few_shot_path: str | None = execution(None)  # of this file, whose rows are read as data's are
+    few_shot_answer: str | None = None  # the column shown as their answer; None: the answer
 
 
 @dataclass
 class DataConfig:
-    source: str = "countdown"  # countdown | jsonl | parquet | package.module:function
+    # countdown | jsonl | json | csv | parquet | mlx-lm | hf | package.module:function
+    source: str = "countdown"
     # Where the files lie may change on resume; the trainer checks that the problems have not.
-    path: str | None = execution(None)
+    path: str | None = execution(None)  # a file; mlx-lm: a folder; hf: owner/name
     eval_path: str | None = execution(None)  # None: `heldout` rows are held out of `path` by a hash
     heldout: int = 100
+    revision: str | None = None  # hf: a branch, tag or commit
+    subset: str | None = None  # hf: the folder of one of several data sets
+    split: str = "train"  # hf: to train on
+    eval_split: str | None = None  # hf: held out, instead of some of `split`
     prompt: str = "prompt"  # dotted paths into a row, e.g. reward_model.ground_truth
     answer: str = "answer"
     id: str | None = None  # None: a hash of prompt and answer
     bad_rows: Literal["refuse", "drop"] = "refuse"
+    deduplicate: bool = True  # one row of each prompt
     limit: int | None = None  # read at most this many rows
+    # What was measured before, as by `simko-mlx probe`: lines with id and pass_rate.
+    pass_rates: str | None = execution(None)
+    min_pass_rate: float | None = None
+    max_pass_rate: float | None = None
+    unmeasured: Literal["keep", "drop"] = "keep"  # problems that are not in pass_rates
+    # easy-first: by pass rate. focus: prefers those whose last group was neither all right nor all
+    # wrong.
+    order: Literal["shuffled", "sequential", "easy-first", "focus"] = "shuffled"
     size: int = 1000  # problems to generate, for generators
     seed: int = 7  # of the generator
 
@@ -250,7 +267,7 @@ def _positive(config: Config) -> None:
         "optim.head_chunk": 1, "rollout.top_k": 0, "eval.problems": 1, "eval.n": 2,
         "eval.every": 0, "eval.every_problems": 1, "eval.every_n": 2, "checkpoint.every": 1,
         "checkpoint.keep": 1, "eval.budget_minutes": 0, "data.limit": 1, "prompt.max_length": 1,
-        "verifier.sandbox.uid": 1, "verifier.max_fault_rate": 0,
+        "verifier.sandbox.uid": 1, "verifier.max_fault_rate": 0, "prompt.few_shot": 0,
     }  # fmt: skip
     for key, low in at_least.items():
         value = values[key]
@@ -321,11 +338,44 @@ def validate(config: Config) -> None:
         f"eval.metric is {evaluation.metric}, which the small evaluations estimate from "
         f"eval.every_n = {evaluation.every_n} completions: raise it to {2 * k} or more.",
     )
-    if config.data.source in ("jsonl", "parquet"):
-        require(
-            config.data.path is not None,
-            f"data.source is {config.data.source} but data.path is not set: name the file.",
-        )
+    _data(config.data, config.prompt)
+
+
+def _data(data: DataConfig, prompt: PromptConfig) -> None:
+    names = {"mlx-lm": "the folder", "hf": "the data set, as owner/name"}
+    names |= dict.fromkeys(("jsonl", "json", "csv", "parquet"), "the file")
+    require(
+        data.path is not None or data.source not in names,
+        f"data.source is {data.source} but data.path is not set: name {names.get(data.source)}.",
+    )
+    low, high = data.min_pass_rate, data.max_pass_rate
+    for key, value in (("min_pass_rate", low), ("max_pass_rate", high)):
+        fine = value is None or 0 <= value <= 1
+        require(fine, f"data.{key} is {value}: it must lie between 0 and 1.")
+    require(
+        low is None or high is None or low <= high,
+        f"data.min_pass_rate is {low} and data.max_pass_rate {high}: no rate lies between.",
+    )
+    needs = "data.order is easy-first" if data.order == "easy-first" else ""
+    needs = needs or ("" if low is None and high is None else "data.min_pass_rate or max is set")
+    require(
+        not needs or data.pass_rates is not None,
+        f"{needs}, which needs measured pass rates: get them with `simko-mlx probe "
+        "CONFIG --write FILE`, and set data.pass_rates=FILE.",
+    )
+    for key in ("revision", "subset", "eval_split"):
+        unread = getattr(data, key) is not None and data.source in names and data.source != "hf"
+        require(not unread, f"data.{key} is for data.source=hf: leave it out.")
+    require(
+        data.eval_path is None or data.eval_split is None,
+        "data.eval_path and data.eval_split both say what is held out: keep one of them.",
+    )
+    shots = prompt.few_shot_path or prompt.few_shot_answer
+    require(
+        not shots or prompt.few_shot > 0,
+        "prompt.few_shot is 0, so that few_shot_path and few_shot_answer have no effect: say how "
+        "many examples to show.",
+    )
 
 
 def validate_k(ks: list[int], n: int) -> None:

@@ -39,6 +39,8 @@ ELSEWHERE = {
     "lr": "optim.learning_rate", "iterations": "steps", "max_seq_length": "prompt.max_length",
     "max_prompt_length": "prompt.max_length", "grad_clip": "optim.max_grad_norm",
     "save_total_limit": "checkpoint.keep", "save_steps": "checkpoint.every",
+    "dataset_name": "data.path", "dataset_config": "data.subset", "dataset_train_split":
+    "data.split", "prompt_feature": "data.prompt", "num_fewshot": "prompt.few_shot",
 }  # fmt: skip
 
 

@@ -42,7 +42,7 @@ from simko_mlx.model_files import (
     outline_files,
 )
 from simko_mlx.prefix import is_recurrent, prefix_caches
-from simko_mlx.prompts import PromptEncoder, stop_tokens
+from simko_mlx.prompts import PromptEncoder, prompt_limit, stop_tokens
 from simko_mlx.recompute import checkpointed_layers
 from simko_mlx.types import TokenBatch, UserError, require
 
@@ -56,7 +56,7 @@ class Policy:
         self.tokenizer = tokenizer
         self.path = path
         self.config = config
-        self.prompts = PromptEncoder(tokenizer, config.prompt)
+        self.prompts = PromptEncoder(tokenizer, config.prompt, config.data)
         self.stop_tokens = stop_tokens(tokenizer, path)
         self.context = context_length(path)
         self.adapter_config: dict[str, Any] = {}
@@ -72,11 +72,7 @@ class Policy:
     @property
     def max_prompt_length(self) -> int | None:
         """Prompt tokens that leave room for a whole completion; None where nothing limits them."""
-        limits = [self.config.prompt.max_length]
-        if self.context is not None:
-            limits.append(self.context - self.config.rollout.max_completion_length)
-        known = [limit for limit in limits if limit is not None]
-        return max(0, min(known)) if known else None
+        return prompt_limit(self.config, self.context)
 
     @property
     def parameters(self) -> int:

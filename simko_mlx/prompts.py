@@ -10,12 +10,14 @@ import datetime
 import json
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from simko_mlx.config import PromptConfig
+from simko_mlx.config import Config, DataConfig, PromptConfig
+from simko_mlx.data import examples
 from simko_mlx.types import Problem, UserError, require
 
 _NOW = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
@@ -24,14 +26,18 @@ _NOW = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 class PromptEncoder:
     """Renders and encodes prompts for one tokenizer.
 
+    ``data`` is where the solved examples of ``prompt.few_shot`` come from; it is read when the
+    first prompt is encoded.
+
     Raises:
         UserError: ``prompt.chat`` is "always" but the tokenizer has no chat template, the template
             text lacks "{prompt}", or the date is not YYYY-MM-DD.
     """
 
-    def __init__(self, tokenizer: Any, config: PromptConfig):
+    def __init__(self, tokenizer: Any, config: PromptConfig, data: DataConfig | None = None):
         self.tokenizer = tokenizer
         self.config = config
+        self.data = data or DataConfig()
         has_template = bool(tokenizer.has_chat_template)
         require(
             has_template or config.chat != "always",
@@ -76,16 +82,30 @@ class PromptEncoder:
             self.tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False)
         )
 
+    @cached_property
+    def examples(self) -> list[examples.Example]:
+        return examples.solved(self.config, self.data) if self.config.few_shot else []
+
     def _messages(self, problem: Problem) -> list[dict[str, str]]:
-        messages = [dict(m) for m in problem.messages]
-        for message in reversed(messages):
+        own = self._wrapped(problem.messages)
+        system = [] if self.config.system is None else [self.config.system]
+        messages = [{"role": "system", "content": text} for text in system]
+        while own and own[0]["role"] == "system":
+            messages.append(own.pop(0))
+        for example in examples.before(self.examples, problem, self.config.few_shot):
+            answer = {"role": "assistant", "content": example.solution}
+            messages += [*self._wrapped(example.messages), answer]
+        return messages + own
+
+    def _wrapped(self, messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+        """Copies, with the template around the last message of the user's."""
+        copies = [dict(m) for m in messages]
+        for message in reversed(copies):
             if message["role"] == "user":
                 # Not str.format: prompts and templates are full of braces, as in \boxed{}.
                 message["content"] = self.config.template.replace("{prompt}", message["content"])
                 break
-        if self.config.system is not None:
-            messages.insert(0, {"role": "system", "content": self.config.system})
-        return messages
+        return copies
 
     def _render(self, problem: Problem, messages: list[dict[str, str]]) -> str:
         template = self.tokenizer.chat_template
@@ -136,6 +156,15 @@ class PromptEncoder:
                 "prompt.too_long=drop to leave them out, or lower rollout.max_completion_length."
             )
         return kept, len(too_long)
+
+
+def prompt_limit(config: Config, context: int | None) -> int | None:
+    """Prompt tokens that leave room for a whole completion; None where nothing limits them."""
+    limits = [config.prompt.max_length]
+    if context is not None:
+        limits.append(context - config.rollout.max_completion_length)
+    known = [limit for limit in limits if limit is not None]
+    return max(0, min(known)) if known else None
 
 
 def stop_tokens(tokenizer: Any, model_path: Path) -> dict[int, str]:

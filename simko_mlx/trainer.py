@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import random
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from simko_mlx.advice import GapWatch, SignalWatch
 from simko_mlx.collect import collect
 from simko_mlx.config import Config, semantic
 from simko_mlx.config_sources import dump
+from simko_mlx.curriculum import Curriculum
 from simko_mlx.evaluate import Evaluation, Prompts
 from simko_mlx.interrupts import Interrupts, Terminated
 from simko_mlx.learner import Learner, Report, random_words
@@ -149,7 +149,11 @@ class _Run:
             "rollout.problems_per_step: lower it or rollout.max_completion_length.",
         )
         self.state = TrainState(policy, learner)
-        ids = [(problem.id, problem.answer, ids) for problem, ids in self.train_prompts]
+        names = [problem.id for problem, _ in self.train_prompts]
+        self.curriculum = Curriculum(config, names, dataset.pass_rates)
+        ids: list[Any] = [(p.id, p.answer, ids) for p, ids in self.train_prompts]
+        if config.data.order == "easy-first":
+            ids += sorted(dataset.pass_rates.items())
         self.fingerprint = f"{random_words(ids):016x}"
         stops = [repr(text) for text in policy.stop_tokens.values()]
         self.watch = SignalWatch(config.rollout.max_completion_length, stops)
@@ -266,6 +270,7 @@ class _Run:
             )
             hold()
             self.state.step = number
+            self.curriculum.record(number, scored)
             ended = time.monotonic()
             times = {
                 "time/rollout": rolled - began,
@@ -282,13 +287,7 @@ class _Run:
         self._speak(number, scored, report)
 
     def _problems(self, number: int) -> Prompts:
-        """The problems of a step: each epoch goes once through a shuffle of (seed, epoch)."""
-        size = self.config.rollout.problems_per_step
-        per_epoch = len(self.train_prompts) // size
-        epoch, place = divmod(number - 1, per_epoch)
-        order = list(range(len(self.train_prompts)))
-        random.Random(random_words(self.config.seed, "epoch", epoch)).shuffle(order)
-        return [self.train_prompts[i] for i in order[place * size : (place + 1) * size]]
+        return [self.train_prompts[i] for i in self.curriculum.choose(number)]
 
     def _speak(self, number: int, scored: list[ScoredGroup], report: Report) -> None:
         for problem in report.problems:
@@ -334,6 +333,7 @@ class _Run:
             "problems": self.fingerprint,
             "logs": self.jsonl.offsets(),
             "plan": self.memory.to_json(),
+            "curriculum": self.curriculum.state(),
         }
         adapter = self.policy.adapter_files()
         files = {
@@ -357,6 +357,7 @@ class _Run:
         self.state.step = state["step"]
         self.state.best = state["best"]
         self.state.evaluated = state["evaluated"]
+        self.curriculum.restore(state.get("curriculum") or {})
         cut_back(self.run_dir, state["logs"])
 
     def _info(self, recipe: str) -> dict[str, Any]:

@@ -14,3 +14,8 @@ def sometimes(completions: list[str], answer: list[str]) -> list[float | None]:
         None if "-" in text else float(text.endswith(f" {gold}"))
         for text, gold in zip(completions, answer, strict=True)
     ]
+
+
+def shows_work(completions: list[str], answer: list[str], **columns: object) -> list[float]:
+    """An answer alone isn't enough."""
+    return [float(text.endswith(f"= {a}")) for text, a in zip(completions, answer, strict=True)]

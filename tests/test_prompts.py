@@ -144,3 +144,32 @@ def test_the_stop_set_is_a_union(tmp_path):
     tokenizer.eos_token_ids = []
     with pytest.raises(UserError, match="no stop token"):
         stop_tokens(tokenizer, model)
+
+
+@pytest.fixture
+def shots(tmp_path):
+    path = tmp_path / "shots.jsonl"
+    path.write_text(
+        '{"prompt": "1 + 1?", "answer": "2"}\n{"prompt": "What is 2 + 2?", "answer": "4"}\n'
+        '{"prompt": "3 + 3?", "answer": "6"}\n'
+    )
+    return PromptConfig(
+        few_shot=2, few_shot_path=str(path), template="Q: {prompt}", system="Be brief."
+    )
+
+
+def test_examples_are_turns_in_a_chat(chat, shots):
+    own = Problem("p", ({"role": "system", "content": "Own."}, *problem().messages), "4")
+    text = decoded(chat, shots, own)
+    roles = [part.split("\n")[0] for part in text.split("<|im_start|>")[1:]]
+    assert roles == ["system", "system", "user", "assistant", "user", "assistant", "user",
+                     "assistant"]  # fmt: skip
+    assert "user\nQ: 1 + 1?<|im_end|>\n<|im_start|>assistant\n2<|im_end|>" in text
+    assert "Q: 3 + 3?<|im_end|>\n<|im_start|>assistant\n6<|im_end|>" in text
+    assert text.count("Q: What is 2 + 2?") == 1 and "assistant\n4" not in text
+
+
+def test_examples_are_blocks_of_text_without_a_chat_template(plain, shots):
+    text = decoded(plain, shots)
+    assert text == "Be brief.\n\nQ: 1 + 1?\n\n2\n\nQ: 3 + 3?\n\n6\n\nQ: What is 2 + 2?"
+    assert decoded(plain, shots, problem("5?")).endswith("Q: What is 2 + 2?\n\n4\n\nQ: 5?")

@@ -1,8 +1,8 @@
-"""Problems: from files, from generators, or from the user's own function.
+"""Problems: from files, from the Hub, from generators, or from the user's own function.
 
 A source is a function ``f(config: DataConfig) -> Dataset``. The table names the built-in ones;
 ``data.source`` may also be an import path ``package.module:function`` to one of the user's, which
-may return a list of Problems or rows instead.
+may return a list of Problems or rows instead. docs/data.md has an example of each.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import importlib
 
 from simko_mlx.config import DataConfig
 from simko_mlx.data.dataset import Dataset
+from simko_mlx.data.pass_rates import select
 from simko_mlx.types import UserError
 
 __all__ = ["SOURCES", "Dataset", "load"]
@@ -19,12 +20,17 @@ __all__ = ["SOURCES", "Dataset", "load"]
 SOURCES: dict[str, str] = {
     "countdown": "simko_mlx.data.generated:countdown",
     "jsonl": "simko_mlx.data.files:load",
+    "json": "simko_mlx.data.files:load",
+    "csv": "simko_mlx.data.files:load",
     "parquet": "simko_mlx.data.files:load",
+    "mlx-lm": "simko_mlx.data.mlx_lm:load",
+    "hf": "simko_mlx.data.hub:load",
 }
 
 
 def load(config: DataConfig) -> Dataset:
-    """The problems that a config asks for, the same ones every time.
+    """The problems that a config asks for, the same ones every time, without those whose measured
+    pass rate is out of bounds.
 
     Raises:
         UserError: there is no such source, or it can't deliver; one sentence with the fix.
@@ -40,4 +46,4 @@ def load(config: DataConfig) -> Dataset:
             "write your own as package.module:function."
         )
     module, _, function = target.partition(":")
-    return getattr(importlib.import_module(module), function)(config)
+    return select(getattr(importlib.import_module(module), function)(config), config)

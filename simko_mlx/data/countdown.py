@@ -179,5 +179,6 @@ def _to_problem(puzzle: Puzzle) -> Problem:
             "target": puzzle.target,
             "strategy": puzzle.strategy,
             "chance": puzzle.chance,
+            "solution": puzzle.solutions[0],
         },
     )

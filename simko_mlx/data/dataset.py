@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
@@ -12,11 +12,15 @@ from simko_mlx.types import Problem, UserError, require
 
 @dataclass(frozen=True)
 class Dataset:
-    """``notes`` are sentences that the user should read: what was dropped, renamed or moved."""
+    """``notes`` are sentences that the user should read: what was dropped, renamed or moved.
+
+    ``pass_rates`` are those that were measured, by problem id; see ``pass_rates.py``.
+    """
 
     train: list[Problem]
     heldout: list[Problem]
     notes: list[str] = field(default_factory=list)
+    pass_rates: Mapping[str, float] = field(default_factory=dict)
 
 
 def content_hash(messages: Sequence[dict[str, str]], answer: str) -> str:
@@ -41,6 +45,31 @@ def unique_ids(problems: Iterable[Problem], where: str) -> tuple[list[Problem], 
     if not renamed:
         return result, []
     return result, [f"{_rows(renamed)} of {where} had an id twice: the later ones got #2, #3 ..."]
+
+
+def without_repeats(problems: list[Problem], where: str) -> tuple[list[Problem], list[str]]:
+    """One problem of each prompt: the one whose content has the smallest hash, so that the order
+    of the rows doesn't decide which answer counts. Notes say how many were left out."""
+    chosen: dict[str, tuple[str, int]] = {}
+    answers: dict[str, set[str]] = {}
+    for i, problem in enumerate(problems):
+        prompt, mine = _prompt(problem), (content_hash(problem.messages, problem.answer), i)
+        chosen[prompt] = min(mine, chosen.get(prompt, mine))
+        answers.setdefault(prompt, set()).add(problem.answer)
+    dropped = len(problems) - len(chosen)
+    if not dropped:
+        return problems, []
+    kept = {i for _, i in chosen.values()}
+    differ = sum(len(some) > 1 for some in answers.values())
+    more = f" ({differ:,} of those prompts have answers that differ)" if differ else ""
+    note = f"{_rows(dropped)} of {where} repeated a prompt{more}: left out, see data.deduplicate."
+    return [problem for i, problem in enumerate(problems) if i in kept], [note]
+
+
+def repeats(problems: Iterable[Problem]) -> int:
+    """How many problems have the prompt of one before them."""
+    found = [_prompt(problem) for problem in problems]
+    return len(found) - len(set(found))
 
 
 def hold_out(problems: list[Problem], count: int, where: str) -> Dataset:
@@ -84,8 +113,8 @@ def without_overlap(train: list[Problem], heldout: list[Problem], where: str) ->
     kept = [p for p in train if _prompt(p) not in prompts]
     if train and not kept:
         raise UserError(
-            f"Every prompt of {where} is also held out by data.eval_path, so that nothing is left "
-            "to train on: name another file."
+            f"Every prompt of {where} is also among the held-out problems, so that nothing is left "
+            "to train on: name other problems to hold out (data.eval_path or data.eval_split)."
         )
     dropped = len(train) - len(kept)
     note = f"{_rows(dropped)} of {where} had a held-out prompt: left out."

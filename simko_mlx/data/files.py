@@ -1,23 +1,43 @@
-"""Problems from a JSON-lines or Parquet file on this machine. Nothing is ever downloaded."""
+"""Problems from a file on this machine, in one of a few formats. Nothing is ever downloaded."""
 
 from __future__ import annotations
 
-import codecs
-import json
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from simko_mlx.config import DataConfig
-from simko_mlx.data.dataset import Dataset, hold_out, unique_ids, without_overlap
-from simko_mlx.data.rows import BadRow, to_problem
+from simko_mlx.data import csv_table, json_list, jsonl, parquet
+from simko_mlx.data.dataset import (
+    Dataset,
+    hold_out,
+    unique_ids,
+    without_overlap,
+    without_repeats,
+)
+from simko_mlx.data.rows import BadRow, Rows, to_problem
+from simko_mlx.data.text import open_file
 from simko_mlx.types import Problem, UserError, require
 
-# (where a row is, the row or the reason why it can't be read)
-Rows = Iterator[tuple[str, Any]]
-_BATCH = 1000
+# A reader yields (where a row is, the row or a BadRow).
+FORMATS: dict[str, Callable[[Path], Rows]] = {
+    "jsonl": jsonl.rows,
+    "json": json_list.rows,
+    "csv": csv_table.rows,
+    "parquet": parquet.rows,
+}
+SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+}
+
+# (the problems of one file or split, notes on what was dropped or renamed)
+Found = tuple[list[Problem], list[str]]
 
 
 def load(config: DataConfig) -> Dataset:
@@ -28,29 +48,32 @@ def load(config: DataConfig) -> Dataset:
             too few.
     """
     require(config.path is not None, "data.path is not set: name the file with the problems.")
-    problems, notes = read(str(config.path), config)
-    if config.eval_path is None:
-        dataset = hold_out(problems, config.heldout, str(config.path))
+    path = str(config.path)
+    heldout = None if config.eval_path is None else read(config.eval_path, config, "data.eval_path")
+    return split(read(path, config, "data.path"), heldout, path, config)
+
+
+def split(train: Found, heldout: Found | None, name: str, config: DataConfig) -> Dataset:
+    """A Dataset of what was found; without ``heldout``, some of the others are held out."""
+    if heldout is None:
+        dataset = hold_out(train[0], config.heldout, name)
+        notes = train[1]
     else:
-        heldout, more = read(config.eval_path, config)
-        notes += more
-        dataset = without_overlap(problems, heldout, str(config.path))
+        dataset = without_overlap(train[0], heldout[0], name)
+        notes = train[1] + heldout[1]
     return Dataset(dataset.train, dataset.heldout, notes + dataset.notes)
 
 
-def read(path: str, config: DataConfig) -> tuple[list[Problem], list[str]]:
-    """(the problems of one file, notes on what was dropped or renamed)."""
+def read(path: str, config: DataConfig, key: str) -> Found:
+    """The problems of one file, which the config's ``key`` names."""
     file = Path(path).expanduser()
-    require(not file.is_dir(), f"{path} is a folder: name the file in it.")
-    require(file.is_file(), f"There is no file {path}: correct data.path or data.eval_path.")
-    rows = parquet_rows(file) if _is_parquet(file, config) else jsonl_rows(file)
-    return collect(rows, path, config)
+    require(not file.is_dir(), f"{path} is a folder: name the file in it in {key}.")
+    require(file.is_file(), f"There is no file {path}: correct {key}.")
+    return collect(FORMATS[_format(file, config)](file), path, config)
 
 
-def collect(
-    rows: Iterable[tuple[str, Any]], name: str, config: DataConfig
-) -> tuple[list[Problem], list[str]]:
-    """(the problems of these rows, notes).
+def collect(rows: Iterable[tuple[str, Any]], name: str, config: DataConfig) -> Found:
+    """The problems of these rows.
 
     Raises:
         UserError: a row is bad and data.bad_rows is "refuse", or no problem is left.
@@ -76,87 +99,29 @@ def collect(
             f"{bad[0]}{more}; correct it, or leave such rows out with --set data.bad_rows=drop."
         )
     notes = [f"{len(bad):,} of {total:,} rows of {name} left out; {bad[0]}."] if bad else []
+    if config.deduplicate:
+        problems, repeated = without_repeats(problems, name)
+        notes += repeated
     problems, renamed = unique_ids(problems, name)
     return problems, notes + renamed
 
 
-def _is_parquet(file: Path, config: DataConfig) -> bool:
-    """By its first bytes: the format of data.eval_path need not be that of data.path."""
-    with _open(file) as stream:
-        parquet = stream.read(4) == b"PAR1"
-    if file == Path(config.path or "").expanduser() and parquet != (config.source == "parquet"):
-        actual = "a Parquet file" if parquet else "no Parquet file"
-        wanted = "parquet" if parquet else "jsonl"
+def _format(file: Path, config: DataConfig) -> str:
+    """That of data.source for data.path; another file, such as data.eval_path, may have another,
+    which its first bytes or its suffix tell."""
+    with open_file(file) as stream:
+        is_parquet = stream.read(4) == b"PAR1"
+    named = config.source if config.source in FORMATS else "jsonl"
+    by_suffix = SUFFIXES.get(file.suffix.lower(), named)
+    if file != Path(config.path or "").expanduser():
+        if is_parquet:
+            return "parquet"
+        return by_suffix if by_suffix != "parquet" else "jsonl"
+    if is_parquet != (named == "parquet"):
+        actual = "a Parquet file" if is_parquet else "no Parquet file"
+        wanted = "parquet" if is_parquet else by_suffix if by_suffix != "parquet" else "jsonl"
         raise UserError(
             f"data.source is {config.source} but {file} is {actual}: set data.source={wanted}, or "
             "correct data.path."
         )
-    return parquet
-
-
-def _open(file: Path):
-    try:
-        return open(file, "rb")
-    except OSError as error:
-        raise UserError(f"{file} can't be read: {error.strerror or error}.") from error
-
-
-def jsonl_rows(file: Path) -> Rows:
-    """Every line that isn't blank.
-
-    Raises:
-        UserError: a line isn't UTF-8.
-    """
-    with _open(file) as stream:
-        for number, line in enumerate(stream, 1):
-            where = f"{file}:{number}"
-            try:
-                text = line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{where}: byte {error.start + 1} of this line is not UTF-8; save the file as "
-                    "UTF-8 text with one JSON object per line."
-                ) from error
-            if text.strip():
-                yield where, _json(text)
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        return BadRow(f"not JSON, {error.msg[0].lower()}{error.msg[1:]} at column {error.colno}")
-    except (ValueError, RecursionError):  # thousands of digits, or of brackets
-        return BadRow("not JSON that can be read, it has a huge number or is nested too deeply")
-
-
-def parquet_rows(file: Path) -> Rows:
-    """Every row, nested columns as dictionaries and lists.
-
-    Raises:
-        UserError: duckdb isn't installed, or can't read the file.
-    """
-    try:
-        import duckdb
-    except ImportError as error:
-        raise UserError(
-            "Reading Parquet files needs the extra: pip install 'simko-mlx[data]'."
-        ) from error
-    # Nothing may be fetched: not the file (it exists on this machine) and no extension.
-    config: dict[str, Any] = {
-        "autoinstall_known_extensions": "false",
-        "autoload_known_extensions": "false",
-    }
-    pattern = re.sub(r"([*?\[])", r"[\1]", str(file.resolve()))  # a name, not a glob
-    try:
-        with duckdb.connect(":memory:", config=config) as connection:
-            cursor = connection.execute("SELECT * FROM read_parquet(?)", [pattern])
-            names = [column[0] for column in cursor.description or []]
-            number = 0
-            while batch := cursor.fetchmany(_BATCH):
-                for values in batch:
-                    number += 1
-                    yield f"{file} row {number}", dict(zip(names, values, strict=True))
-    except duckdb.Error as error:
-        first = str(error).split("\n", 1)[0]
-        raise UserError(f"{file} can't be read as Parquet ({first}): replace the file.") from error
+    return named

@@ -6,7 +6,7 @@ import base64
 import datetime
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from simko_mlx.config import DataConfig
@@ -14,6 +14,9 @@ from simko_mlx.data.dataset import content_hash
 from simko_mlx.types import Problem
 
 ROLES = ("system", "user", "assistant")
+
+# (where a row is, the row or the BadRow that says why it can't be read)
+Rows = Iterator[tuple[str, Any]]
 
 
 class BadRow(Exception):
@@ -34,7 +37,7 @@ def to_problem(row: Any, config: DataConfig) -> Problem:
     if config.id is None:
         name = content_hash(messages, answer)
     else:
-        name = _scalar(lookup(columns, config.id, "data.id"))
+        name = text_of(lookup(columns, config.id, "data.id"))
         if not name:
             raise BadRow(f"the id at {config.id!r} is missing or no text")
     return Problem(name, messages, answer, columns)
@@ -113,14 +116,14 @@ def _answer(value: Any, path: str) -> str:
         raise BadRow(f"the answer at {path!r} is an object with the keys {names}; name one of them")
     if isinstance(value, list):
         raise BadRow(f"the answer at {path!r} is a list; name one of its elements, like {path}.0")
-    text = _scalar(value)
+    text = text_of(value)
     if not text.strip():
         raise BadRow(f"the answer at {path!r} is {'empty' if value is not None else 'null'}")
     _check_text(text, f"the answer at {path!r}")
     return text
 
 
-def _scalar(value: Any) -> str:
+def text_of(value: Any) -> str:
     """Text as JSON writes it, whole numbers without ".0"; empty for what is no scalar."""
     if isinstance(value, bool):
         return "true" if value else "false"

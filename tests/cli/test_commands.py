@@ -19,7 +19,11 @@ CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 
 @pytest.mark.parametrize(
     "args",
-    [["--help"], *([name, "--help"] for name in COMMANDS)],
+    [
+        ["--help"],
+        *([name, "--help"] for name in COMMANDS),
+        *(["data", name, "--help"] for name in ("show", "check", "stats")),
+    ],
 )
 def test_help_is_quick_because_it_imports_nothing_heavy(args, environment):
     code = (

@@ -198,7 +198,7 @@ def test_ids_are_unique(tmp_path):
     dataset = load(config(path, id="id"))
     assert [p.id for p in dataset.train] == ["0", "1", "0#2", "1#2", "0#3"]
     assert "3 rows" in dataset.notes[0]
-    twice = load(config(write(tmp_path / "t.jsonl", rows(1) * 2)))
+    twice = load(config(write(tmp_path / "t.jsonl", rows(1) * 2), deduplicate=False))
     assert twice.train[1].id == twice.train[0].id + "#2"
 
 
@@ -221,12 +221,29 @@ def test_heldout_is_pinned(tmp_path):
 
 def test_a_heldout_prompt_never_stays_in_train(tmp_path):
     twins = [{**row, "answer": f"{row['answer']}.0"} for row in rows(30)]
-    dataset = load(config(write(tmp_path / "p.jsonl", rows(30) * 2 + twins), heldout=5))
+    path = write(tmp_path / "p.jsonl", rows(30) * 2 + twins)
+    dataset = load(config(path, heldout=5, deduplicate=False))
     prompts = [p.messages[0]["content"] for p in dataset.heldout]
     assert len(set(prompts)) == 5
     assert not set(prompts) & {p.messages[0]["content"] for p in dataset.train}
     assert len(dataset.train) == 75
     assert any("10 rows" in note and "held-out" in note for note in dataset.notes)
+
+
+def test_one_row_of_each_prompt_is_kept_whatever_their_order(tmp_path):
+    twins = [{**row, "answer": f"{row['answer']}.0"} for row in rows(3)]
+    everything = rows(30) * 2 + twins
+    dataset = load(config(write(tmp_path / "a.jsonl", everything), heldout=5))
+    assert len(dataset.train) + len(dataset.heldout) == 30
+    (note,) = dataset.notes
+    assert "33 rows of" in note and "(3 of those prompts have answers that differ)" in note
+    shuffled = random.Random(1).sample(everything, len(everything))
+    again = load(config(write(tmp_path / "b.jsonl", shuffled), heldout=5))
+    assert {(p.id, p.answer) for p in again.train} == {(p.id, p.answer) for p in dataset.train}
+    assert [p.id for p in again.heldout] == [p.id for p in dataset.heldout]
+    # The same prompts are held out as with all rows kept.
+    kept = load(config(tmp_path / "a.jsonl", heldout=5, deduplicate=False))
+    assert [p.messages for p in kept.heldout] == [p.messages for p in dataset.heldout]
 
 
 @pytest.mark.parametrize("count", [4, 5, 100])
