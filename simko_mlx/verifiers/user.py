@@ -17,7 +17,7 @@ As in TRL the format follows the data set: where the row holds its prompt as a l
 ``[{"role": "assistant", "content": text}]``; where it is a plain string, both are strings.
 (TRL looks at the column ``prompt``; here it may have any name.)
 
-None means "not applicable" and gives a verdict without reward.
+None means "not applicable" and gives a verdict without reward. The function may be async.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sized
 from numbers import Real
 from typing import Any
 
@@ -45,8 +45,8 @@ class RewardFunction:
         self.options = dict(options or {})
         self.correct_at = correct_at
         self.function = import_function(path, "verifier.name", with_cwd=True)
-        if inspect.iscoroutinefunction(self.function):
-            raise UserError(f"{path} is an async function; write it as a plain one.")
+        # One loop for all calls: an async function may keep a connection that belongs to it.
+        self._runner: Any = None
         self.names, self.required = _parameters(self.function)
         for name in self.options:
             require(
@@ -64,6 +64,8 @@ class RewardFunction:
         # mistake to hear about, and must not end the worker without a word.
         try:
             returned = self.function(**values)
+            if inspect.isawaitable(returned):
+                returned = self._wait_for(returned)
         except (Exception, SystemExit) as error:
             place = raised_at(error, getattr(code, "co_filename", None))
             raise UserError(
@@ -71,6 +73,19 @@ class RewardFunction:
                 "there."
             ) from error
         return self._verdicts(returned, len(request["completions"]))
+
+    def _wait_for(self, returned: Awaitable[Any]) -> Any:
+        import asyncio
+
+        async def result() -> Any:
+            try:
+                return await returned
+            except asyncio.CancelledError as error:  # which is no Exception
+                raise RuntimeError("it was cancelled") from error
+
+        if self._runner is None:
+            self._runner = asyncio.Runner()
+        return self._runner.run(result())
 
     def _arguments(self, request: dict[str, Any]) -> dict[str, Any]:
         texts, columns = request["completions"], request["columns"]
