@@ -7,6 +7,7 @@ none.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -41,9 +42,9 @@ def verify(
     text = last_block(completion)
     try:
         value = json.loads(text, parse_constant=_no_constant)
-        wrong = None if fits is None else next(fits.iter_errors(value), None)
+        wrong = None if fits is None else _misfit(fits, value)
         if wrong is not None:
-            return Verdict(0.0, False, f"schema: {wrong.message[:_MESSAGE_CHARS]}", text)
+            return Verdict(0.0, False, f"schema: {wrong[:_MESSAGE_CHARS]}", text)
         if compare and not same(value, wanted):
             return Verdict(0.0, False, "differs from the answer", text)
     except ValueError as error:  # of which JSONDecodeError is one
@@ -91,6 +92,22 @@ def _parsed(text: str, what: str) -> Any:
             f"{what} isn't JSON ({str(error)[:_MESSAGE_CHARS]}), which the verifier json needs: "
             "correct the data, or the verifier's options."
         ) from error
+
+
+def _misfit(fits: Any, value: Any) -> str | None:
+    """What of a value doesn't fit the schema."""
+    from referencing.exceptions import Unresolvable
+
+    try:
+        error = next(fits.iter_errors(value), None)
+    except ArithmeticError:  # "multipleOf" of a number near the largest
+        return "a number out of range"
+    except (Unresolvable, re.error) as failed:
+        raise UserError(
+            f"The schema of the verifier json can't be used ({failed}): correct its pattern or "
+            "$ref; nothing is fetched."
+        ) from failed
+    return None if error is None else error.message
 
 
 def _no_constant(name: str) -> None:
