@@ -37,7 +37,10 @@ VERIFIERS: dict[str, str] = {
 
 
 # What comes before the colon, as in "gym:chain_sum".
-FAMILIES: dict[str, str] = {}
+FAMILIES: dict[str, str] = {
+    "gym": "simko_mlx.verifiers.gym:make",
+    "environment": "simko_mlx.verifiers.environment:make",
+}
 
 Verify = Callable[..., Verdict]
 KEYS = ("name", "options", "weight", "decides")

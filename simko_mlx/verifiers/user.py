@@ -25,12 +25,13 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from numbers import Real
 from typing import Any
 
 from simko_mlx.imports import describe, import_function, raised_at
 from simko_mlx.types import UserError, Verdict, require
+from simko_mlx.verifiers import asynchronous
 
 NOT_APPLICABLE = Verdict(None, False, "not applicable")
 _OURS = ("prompt", "completion", "completion_ids")
@@ -45,8 +46,6 @@ class RewardFunction:
         self.options = dict(options or {})
         self.correct_at = correct_at
         self.function = import_function(path, "verifier.name", with_cwd=True)
-        # One loop for all calls: an async function may keep a connection that belongs to it.
-        self._runner: Any = None
         self.names, self.required = _parameters(self.function)
         for name in self.options:
             require(
@@ -63,9 +62,7 @@ class RewardFunction:
         # The one place where code that isn't ours is called: whatever it raises is its author's
         # mistake to hear about, and must not end the worker without a word.
         try:
-            returned = self.function(**values)
-            if inspect.isawaitable(returned):
-                returned = self._wait_for(returned)
+            returned = asynchronous.result(self.function(**values))
         except (Exception, SystemExit) as error:
             place = raised_at(error, getattr(code, "co_filename", None))
             raise UserError(
@@ -73,19 +70,6 @@ class RewardFunction:
                 "there."
             ) from error
         return self._verdicts(returned, len(request["completions"]))
-
-    def _wait_for(self, returned: Awaitable[Any]) -> Any:
-        import asyncio
-
-        async def result() -> Any:
-            try:
-                return await returned
-            except asyncio.CancelledError as error:  # which is no Exception
-                raise RuntimeError("it was cancelled") from error
-
-        if self._runner is None:
-            self._runner = asyncio.Runner()
-        return self._runner.run(result())
 
     def _arguments(self, request: dict[str, Any]) -> dict[str, Any]:
         texts, columns = request["completions"], request["columns"]
