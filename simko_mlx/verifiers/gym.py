@@ -24,8 +24,15 @@ MAX_CHARS = 20_000  # of an answer; the longest of a task's own that were seen h
 
 # Some tasks hand the answer to Python's eval or to SymPy's parser, which evaluates it as well: they
 # get to see only what can call nothing but these functions.
-_FUNCTIONS = frozenset(["sin", "cos", "tan", "exp", "log", "sqrt", "pi", "asin", "acos", "atan"])
+_FUNCTIONS = frozenset(
+    [
+        *("Abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "cos", "cosh", "cot", "csc"),
+        *("exp", "ln", "log", "pi", "sec", "sin", "sinh", "sqrt", "tan", "tanh"),
+    ]
+)
 _CHARACTERS = re.compile(r"[\w\s+\-*/^().,=]*")
+# As ["a", "b"]: without parentheses nothing is called.
+_LIST = re.compile(r"[\w\s\[\],.'\"\-]*")
 _ATTRIBUTE = re.compile(r"\.\s*[^\W\d]|__")
 
 
@@ -119,7 +126,9 @@ def answer_of(completion: str) -> str:
 
 def harmless(text: str) -> bool:
     """Whether evaluating a text can call nothing but a few functions of numbers."""
-    if not _CHARACTERS.fullmatch(text) or _ATTRIBUTE.search(text):
-        # Lists of texts and numbers, as in ["a", "b"]: nothing is called without a parenthesis.
-        return re.fullmatch(r"[\w\s\[\],.'\"\-]*", text) is not None and "__" not in text
-    return all(len(name) == 1 or name in _FUNCTIONS for name in re.findall(r"[^\W\d]\w*", text))
+    if _ATTRIBUTE.search(text):
+        return False
+    if _LIST.fullmatch(text):
+        return True
+    names = re.findall(r"[^\W\d]\w*", text)
+    return bool(_CHARACTERS.fullmatch(text)) and all(len(n) == 1 or n in _FUNCTIONS for n in names)
