@@ -131,7 +131,8 @@ def _arguments(
         prompt = [Message(m) if isinstance(m, Mapping) else m for m in prompt]
     row |= {"prompt": prompt, "completion": said, "info": info}
     row |= {"answer": row.get("answer", answer), "task": row.get("task", "default")}
-    return row | {"state": {**_STATE, **row, "input": dict(columns), "trajectory": []}}
+    turn = {"prompt": prompt, "completion": said}
+    return row | {"state": {**_STATE, **row, "input": dict(columns), "trajectory": [turn]}}
 
 
 def _call(function: Callable[..., Any], values: Mapping[str, Any], name: str) -> float:
