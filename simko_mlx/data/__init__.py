@@ -27,6 +27,12 @@ SOURCES: dict[str, str] = {
     "hf": "simko_mlx.data.hub:load",
 }
 
+# What comes before the colon, as in "gym:chain_sum".
+FAMILIES: dict[str, str] = {
+    "gym": "simko_mlx.data.gym:load",
+    "environment": "simko_mlx.data.environment:load",
+}
+
 
 def load(config: DataConfig) -> Dataset:
     """The problems that a config asks for, the same ones every time, without those whose measured
@@ -35,7 +41,8 @@ def load(config: DataConfig) -> Dataset:
     Raises:
         UserError: there is no such source, or it can't deliver; one sentence with the fix.
     """
-    target = SOURCES.get(config.source)
+    prefix, colon, _ = config.source.partition(":")
+    target = FAMILIES.get(prefix) if colon else SOURCES.get(config.source)
     if target is None and ":" in config.source:
         target = "simko_mlx.data.generated:user_source"
     if target is None:

@@ -27,11 +27,20 @@ VERIFIERS: dict[str, str] = {
     "countdown": "simko_mlx.verifiers.countdown:verify",
     "number": "simko_mlx.verifiers.number:verify",
     "exact": "simko_mlx.verifiers.exact:verify",
+    "choice": "simko_mlx.verifiers.choice:verify",
+    "regex": "simko_mlx.verifiers.regex:verify",
+    "json": "simko_mlx.verifiers.json:verify",
+    "format": "simko_mlx.verifiers.format:verify",
+    "constraints": "simko_mlx.verifiers.constraints:verify",
+    "summary": "simko_mlx.verifiers.summary:verify",
 }
 
 
 # What comes before the colon, as in "gym:chain_sum".
-FAMILIES: dict[str, str] = {}
+FAMILIES: dict[str, str] = {
+    "gym": "simko_mlx.verifiers.gym:make",
+    "environment": "simko_mlx.verifiers.environment:make",
+}
 
 Verify = Callable[..., Verdict]
 KEYS = ("name", "options", "weight", "decides")

@@ -9,5 +9,6 @@ from simko_mlx.types import Verdict
 
 
 def verify(completion: str, answer: str, columns: Mapping[str, Any]) -> Verdict:
-    correct = completion.strip() == answer.strip()
-    return Verdict(float(correct), correct, "" if correct else "differs from the answer")
+    taken = completion.strip()
+    correct = taken == answer.strip()
+    return Verdict(float(correct), correct, "" if correct else "differs from the answer", taken)

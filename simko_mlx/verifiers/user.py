@@ -17,7 +17,7 @@ As in TRL the format follows the data set: where the row holds its prompt as a l
 ``[{"role": "assistant", "content": text}]``; where it is a plain string, both are strings.
 (TRL looks at the column ``prompt``; here it may have any name.)
 
-None means "not applicable" and gives a verdict without reward.
+None means "not applicable" and gives a verdict without reward. The function may be async.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from typing import Any
 
 from simko_mlx.imports import describe, import_function, raised_at
 from simko_mlx.types import UserError, Verdict, require
+from simko_mlx.verifiers import asynchronous
 
 NOT_APPLICABLE = Verdict(None, False, "not applicable")
 _OURS = ("prompt", "completion", "completion_ids")
@@ -45,8 +46,6 @@ class RewardFunction:
         self.options = dict(options or {})
         self.correct_at = correct_at
         self.function = import_function(path, "verifier.name", with_cwd=True)
-        if inspect.iscoroutinefunction(self.function):
-            raise UserError(f"{path} is an async function; write it as a plain one.")
         self.names, self.required = _parameters(self.function)
         for name in self.options:
             require(
@@ -63,7 +62,7 @@ class RewardFunction:
         # The one place where code that isn't ours is called: whatever it raises is its author's
         # mistake to hear about, and must not end the worker without a word.
         try:
-            returned = self.function(**values)
+            returned = asynchronous.result(self.function(**values))
         except MemoryError:
             raise
         except (Exception, SystemExit) as error:

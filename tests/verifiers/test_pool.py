@@ -124,10 +124,6 @@ def scaled(completions, factor=1.0):
     return [factor * len(text) for text in completions]
 
 
-async def asynchronous(completions):
-    return [1.0] * len(completions)
-
-
 NOT_A_FUNCTION = 3
 '''
 
@@ -331,7 +327,6 @@ def test_mistakes_of_a_users_function_stop_the_run(module, function, words):
         ("nubmer", "did you mean number"),
         ("my_rewards:ecko", "the nearest is echo"),
         ("my_rewards:NOT_A_FUNCTION", "name a function"),
-        ("my_rewards:asynchronous", "async"),
         ("no_such_module_here:f", "no module 'no_such_module_here'"),
         ("needs_more:f", r"needs the module 'no_such_package_at_all' \(imported at .*:1\)"),
         ("bad_syntax:f", r"SyntaxError.*bad_syntax\.py:2"),
