@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from simko_mlx.types import Verdict
-from simko_mlx.verifiers.numbers import boxed, last_number, marked, parse, plain
+from simko_mlx.verifiers.numbers import boxed, final, last_number, marked, parse, plain, short
 
 
 def verify(completion: str, answer: str, columns: Mapping[str, Any]) -> Verdict:
@@ -25,6 +25,7 @@ def verify(completion: str, answer: str, columns: Mapping[str, Any]) -> Verdict:
 
     ``detail`` says what was read instead of the answer.
     """
+    completion = final(completion)
     gold_text = _gold(answer)
     if not gold_text.strip():  # as of a solution that ends in an empty box
         return Verdict(None, False, "the problem has no answer")
@@ -42,7 +43,7 @@ def verify(completion: str, answer: str, columns: Mapping[str, Any]) -> Verdict:
         return Verdict(1.0, True)
     if value is None:
         return Verdict(0.0, False, "no number" if content is None else "no number in the box")
-    return Verdict(0.0, False, f"{_short(str(value))}, not {_short(gold_text)}")
+    return Verdict(0.0, False, f"{short(str(value))}, not {short(gold_text)}")
 
 
 def _gold(answer: str) -> str:
@@ -61,8 +62,4 @@ def _text_verdict(completion: str, gold: str) -> Verdict:
         content = after[-1] if after else completion
     if plain(content) == plain(gold):
         return Verdict(1.0, True)
-    return Verdict(0.0, False, f"{_short(content)!r} differs from the answer")
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 40 else text[:37] + "..."
+    return Verdict(0.0, False, f"{short(content)!r} differs from the answer")
