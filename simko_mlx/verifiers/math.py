@@ -23,7 +23,17 @@ from typing import Any
 from simko_mlx.types import Verdict
 from simko_mlx.verifiers.math_algebra import Budget, equal, require_library
 from simko_mlx.verifiers.math_forms import EQUATION, LEAF, LIST, Form, read
-from simko_mlx.verifiers.numbers import boxed, final, last_number, marked, parse, plain, short
+from simko_mlx.verifiers.numbers import (
+    boxed,
+    final,
+    last_number,
+    marked,
+    parse,
+    parse_gold,
+    plain,
+    short,
+    unfinished,
+)
 
 MAX_WHOLE = 100  # characters of a completion that is nothing but an answer
 MAX_LIST = 50  # members of a list that are paired
@@ -31,6 +41,7 @@ MAX_LIST = 50  # members of a list that are paired
 _MARKER = re.compile(r"answer(?: is)?\**:\**[ \t]*", re.IGNORECASE)
 _FORMULA = re.compile(r"\$([^$]{1,500}+)\$|\\\(([^$]{1,500}?)\\\)|\\\[([^$]{1,500}?)\\\]")
 _PERCENT = re.compile(r"\\?%|\\text ?\{ ?percent ?\}|\bpercent\b")
+_BASED = re.compile(r"([0-9A-F]+)_\{?([0-9]+)\}?")
 _NAME = re.compile(r"\\?[A-Za-z]{1,5}(?:_\{?[A-Za-z0-9]\}?)?(?: ?\( ?[a-z] ?\))?|\([a-z, ]+\)")
 
 
@@ -44,7 +55,7 @@ def verify(completion: str, answer: str, columns: Mapping[str, Any]) -> Verdict:
     gold = _of_problem(answer)
     if not gold.strip():  # as of a solution that ends in an empty box
         return Verdict(None, False, "the problem has no answer")
-    given = _of_completion(final(completion))
+    given = _of_completion(final(completion), unfinished(completion))
     if not given.strip():
         return Verdict(0.0, False, "no answer")
     correct = _agree(gold, given)
@@ -57,13 +68,15 @@ def _of_problem(answer: str) -> str:
     return content if content is not None else _after_marker(answer) or answer
 
 
-def _of_completion(text: str) -> str:
+def _of_completion(text: str, unfinished: bool) -> str:
     content = boxed(text)
     if content is not None:
         return content
     after = _after_marker(text)
     if after:
         return after
+    if unfinished:
+        return ""
     formula = None
     for formula in _FORMULA.finditer(text[-2000:]):  # noqa: B007  the last one
         pass
@@ -87,9 +100,9 @@ def _after_marker(text: str) -> str:
 
 
 def _agree(gold: str, given: str) -> bool:
-    values = parse(gold), parse(given)
+    values = parse_gold(gold), parse(given)
     percent = bool(_PERCENT.search(gold)), bool(_PERCENT.search(given))
-    if None not in values and percent[0] == percent[1]:
+    if None not in values and percent[0] == percent[1] and not ("=" in gold and "=" in given):
         return values[0] == values[1]
     if plain(gold) == plain(given):
         return True
@@ -158,6 +171,13 @@ def _same_leaf(gold: str, given: str, budget: Budget) -> bool:
             or (percent == (True, False) and one == 100 * other)
             or (percent == (False, True) and 100 * one == other)
         )
+    based = [_BASED.fullmatch(plain(text)) for text in (gold, given)]
+    if any(based):  # 1011_2: the base may be left out, and mustn't be another
+        bases = [match[2] if match else None for match in based]
+        digits = [
+            match[1] if match else plain(t) for match, t in zip(based, (gold, given), strict=True)
+        ]
+        return digits[0] == digits[1] and (None in bases or bases[0] == bases[1])
     words = plain(gold)
     if words.casefold() == plain(given).casefold():
         return words == plain(given) or len(words) > 1

@@ -199,7 +199,7 @@ def _same_relation(one: Any, other: Any) -> bool:
     b = [s.N(x, DIGITS) for x in _at_points(second, free)]
     if 0 in a or 0 in b or not all(x.is_number for x in (*a, *b)):
         return False
-    proportional = all(_close(x * b[0], y * a[0], CLOSE // 2) for x, y in zip(a, b, strict=True))
+    proportional = all(_close(x / a[0], y / b[0], CLOSE // 2) for x, y in zip(a, b, strict=True))
     return proportional and (kind in ("==", "!=") or bool(a[0] / b[0] > 0))
 
 
@@ -227,12 +227,15 @@ def _at_points(expression: Any, free: Any, sign: int = 1) -> list[Any]:
 
 
 def _close(one: Any, other: Any, digits: int) -> bool:
+    """Whether two constants agree to so many digits; in those of large ones, after the point."""
     s = _library().sympy
-    a, b = s.N(one, DIGITS), s.N(other, DIGITS)
+    a, b = s.N(one, 15), s.N(other, 15)
     if a.is_finite and b.is_finite:
         size = max(abs(a), abs(b))
         if size > s.Float(10) ** -100:
-            return bool(abs(a - b) <= size * s.Float(10) ** -digits)
+            precision = DIGITS + max(0, int(s.log(size, 10)))
+            difference = abs(s.N(one, precision) - s.N(other, precision))
+            return bool(difference <= min(size, 1) * s.Float(10) ** -digits)
     # Zero perhaps, or infinite, or nothing that can be evaluated.
     return _library().math_verify.verify(one, other, timeout_seconds=None)
 

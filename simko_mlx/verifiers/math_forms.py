@@ -77,12 +77,16 @@ _OPENS = ("(", "[", "{", r"\{", r"\langle")
 _CLOSES = (")", "]", "}", r"\}", r"\rangle")
 _MATRIX = re.compile(
     r"(?P<factor>[^\\{}()\[\]]*|-?\\frac\{[^{}]*\}\{[^{}]*\})"
-    r"[(\[]? ?\\begin\{(?P<name>[pbBv]?matrix|array)\*?\}(?P<body>.*)"
+    r"[(\[]? ?\\begin\{(?P<name>(?:[pbBv]|small)?matrix|array)\*?\}(?P<body>.*)"
     r"\\end\{[a-zA-Z]+\*?\} ?[)\]]?",
     re.DOTALL,
 )
 _NAME = re.compile(
     r"(?:[A-Za-z]{1,2}|\\[a-z]+)(?:_(?:[A-Za-z0-9]|\{[A-Za-z0-9]+\}))? ?(?:\( ?[a-z] ?\))?"
+)
+# The part before the condition of { x | x > 3 }.
+_BUILDER = re.compile(
+    r"[A-Za-z] ?(?:\\in ?\(-\\infty, ?\\infty\))? ?(?:\\mid(?![A-Za-z])|\||:) ?(?=.*[<>=\\])"
 )
 _LESS, _MORE = ("<", r"\le"), (">", r"\ge")
 
@@ -97,7 +101,7 @@ def read(text: str) -> list[Form]:
     text = tidy(text)
     if sum(text.count(c) for c in ",;&=<>") > MAX_ITEMS:
         return [Form(LEAF, text=text)]
-    forms = [_form(text, MAX_DEPTH)]
+    forms = [_form(text.replace(",", ", "), MAX_DEPTH)]
     grouped = re.sub(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])", _ungrouped, text)
     if grouped != text:
         forms.append(_form(grouped, MAX_DEPTH))
@@ -116,12 +120,12 @@ def tidy(text: str) -> str:
     whole = _WORDS.fullmatch(text.strip(" ."))
     if whole:
         text = whole[1]
-    text = _AND.sub(",", text)
+    text = _AND.sub(", ", text)
     for pattern, spelling in _SAME:
         text = pattern.sub(spelling, text)
     text = re.sub(r"\ball real numbers\b|\breals\b", r"(-\\infty,\\infty)", text)
     text = _braced(_braced(text, r"\frac", 2), r"\sqrt", 1)
-    return re.sub(r", ?(?:, ?)+", ",", text).strip(" ,")
+    return re.sub(r", ?(?:, ?)+", ", ", text).strip(" ,")
 
 
 def _space(match: re.Match[str]) -> str:
@@ -235,6 +239,7 @@ def _signed(sides: list[str], sign: str) -> str:
 def _brackets(opening: str, content: str, closing: str, depth: int) -> Form | None:
     parts, _ = _split(content, ",", ";")
     if opening == r"\{":
+        parts, _ = _split(_BUILDER.sub("", content), ",", ";")
         return _list(parts, depth) if content else Form(LIST)
     if opening == "{":
         return _form(content, depth - 1)
@@ -267,12 +272,33 @@ def _relation(text: str, depth: int) -> Form | None:
     members, found = _split(text, r"\in")
     if found and _NAME.fullmatch(members[0]):
         return _form(members[-1], depth - 1)
+    sides, signs = _split(text, r"\setminus", r"\backslash", r"\ne")
+    if len(sides) == 2:
+        whole = r"(-\infty,\infty)" if signs == [r"\ne"] else sides[0]
+        named = signs != [r"\ne"] or _NAME.fullmatch(sides[0])
+        return _without_points(_form(whole, depth - 1), _form(sides[1], depth - 1), named)
     sides, signs = _split(text, "=", *_LESS, *_MORE)
     if not signs or not all(sides):
         return None
     if set(signs) == {"="}:
         return Form(EQUATION, (_form(sides[0], depth - 1), _form(sides[-1], depth - 1)))
     return _interval(sides, signs, depth)
+
+
+def _without_points(whole: Form, removed: Form, applies: object) -> Form | None:
+    """The intervals that remain of one where numbers are taken away."""
+    points = removed.items if removed.kind == LIST else (removed,)
+    values = {parse(point.text): point for point in points if point.kind == LEAF}
+    if not applies or None in values or len(values) != len(points) or not values:
+        return None
+    if whole.kind != TUPLE or len(whole.items) != 2 or len(whole.text) != 2:
+        return None
+    cuts = [values[value] for value in sorted(v for v in values if v is not None)]
+    starts, ends = (whole.items[0], *cuts), (*cuts, whole.items[1])
+    left = (whole.text[0], *"(" * len(cuts))
+    right = (*")" * len(cuts), whole.text[1])
+    pieces = zip(starts, ends, left, right, strict=True)
+    return Form(LIST, tuple(Form(TUPLE, (a, b), opens + closes) for a, b, opens, closes in pieces))
 
 
 def _interval(sides: list[str], signs: list[str], depth: int) -> Form | None:

@@ -17,7 +17,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from simko_mlx.types import Verdict
-from simko_mlx.verifiers.numbers import boxed, final, last_number, marked, parse, plain, short
+from simko_mlx.verifiers.numbers import (
+    boxed,
+    final,
+    last_number,
+    marked,
+    parse,
+    parse_gold,
+    plain,
+    short,
+    unfinished,
+)
 
 
 def verify(completion: str, answer: str, columns: Mapping[str, Any]) -> Verdict:
@@ -25,11 +35,11 @@ def verify(completion: str, answer: str, columns: Mapping[str, Any]) -> Verdict:
 
     ``detail`` says what was read instead of the answer.
     """
-    completion = final(completion)
+    whole, completion = completion, final(completion)
     gold_text = _gold(answer)
     if not gold_text.strip():  # as of a solution that ends in an empty box
         return Verdict(None, False, "the problem has no answer")
-    gold = parse(gold_text)
+    gold = parse_gold(gold_text)
     if gold is None:
         return _text_verdict(completion, gold_text)
     content = boxed(completion)
@@ -38,7 +48,8 @@ def verify(completion: str, answer: str, columns: Mapping[str, Any]) -> Verdict:
     else:
         found = (parse(text) for text in reversed(marked(completion)))
         value = next((v for v in found if v is not None), None)
-        value = value if value is not None else last_number(completion)
+        if value is None and not unfinished(whole):
+            value = last_number(completion)
     if value == gold:
         return Verdict(1.0, True)
     if value is None:

@@ -41,7 +41,7 @@ _DROPPED = re.compile(rf"[{_CURRENCY}%]|\\[()\[\]]|\\displaystyle(?![A-Za-z])")
 # "x = 1 or x = 2" is no number, though it ends in one.
 _SEVERAL = re.compile(r"(?:[,;]|\b(?:or|and)\b)[ ]{0,4}[A-Za-z]\w{0,20}+[ ]{0,4}=[^=]*+$")
 _EQUALS = re.compile(r"(?<![<>!])=")
-_LAST_WORDS = re.compile(r"(?<=[0-9})])[ ][A-Za-z][A-Za-z0-9 /^{}-]{0,60}+$")
+_LAST_WORDS = re.compile(r"(?:(?<=[0-9})])|(?<=\\pi))[ ][A-Za-z][A-Za-z0-9 /^{}-]{0,60}+$")
 _UNIT = re.compile(r"[A-Za-z]+(?:[ /-][A-Za-z]+){0,6}[ ]?(?:\^\{?[23]\}?|[\u00b2\u00b3])?")
 
 # A short word after a number is a unit only if it is one of these: "5 xy" is a product.
@@ -59,6 +59,7 @@ _NO_UNITS = frozenset(
 )
 
 _BOX = re.compile(r"\\(?:boxed|fbox)[ ]{0,4}\{|\\.|[{}]", re.DOTALL)
+_OPEN_BOX = re.compile(r"\\(?:boxed|fbox)[ ]{0,4}\{")
 _BARE_BOX = re.compile(r"\\boxed[ ]++([-+.0-9$\\][^\s{}]*+)")
 _MARKER = re.compile(r"(#++)[ \t]*+((?:final[ \t]++)?answer\b[ \t]*+:?)?", re.IGNORECASE)
 
@@ -82,6 +83,12 @@ def boxed(text: str) -> str | None:
 def final(text: str) -> str:
     """The end of a completion, where its answer stands; of one that isn't absurdly long, all."""
     return text[-MAX_COMPLETION:]
+
+
+def unfinished(text: str) -> bool:
+    """Whether a completion without a box may not be searched for numbers: it broke off in one
+    (of which it may have written half the answer), or is absurdly long."""
+    return len(text) > MAX_COMPLETION or _OPEN_BOX.search(text) is not None
 
 
 def short(text: str, length: int = 40) -> str:
@@ -118,6 +125,16 @@ def parse(text: str) -> Fraction | None:
     if match is None or not _is_unit(match["unit"]):
         return None
     return _value(match)
+
+
+def parse_gold(text: str) -> Fraction | None:
+    """As ``parse``, of a problem's answer: "x + 2y = 0" is no number there, "x = 0" is."""
+    left = _EQUALS.split(TEXT.sub(" ", text), maxsplit=1)
+    if len(left) > 1 and len(re.findall(r"(?<![A-Za-z\\])[A-Za-z]", left[0])) > 1:
+        return None
+    if len(left) > 1 and re.search(r"[A-Za-z].*[-+*/^]|[-+*/^0-9].*[A-Za-z]", left[0]):
+        return None
+    return parse(text)
 
 
 def without_unit(text: str) -> str:
