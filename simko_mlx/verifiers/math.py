@@ -160,11 +160,16 @@ def _unknown_first(form: Form) -> Form:
     return Form(EQUATION, (right, left)) if turned else form
 
 
+def _as_quotient(text: str) -> str:
+    """``3:5`` as 3/5; "05:00" and "4:51:06" are times."""
+    return re.sub(r"^([1-9][0-9]*) *(?::|to) *([1-9][0-9]*)$", r"\1/\2", text)
+
+
 def _same_leaf(gold: str, given: str, budget: Budget) -> bool:
     percent = bool(_PERCENT.search(gold)), bool(_PERCENT.search(given))
     if any(percent):
         gold, given = (_PERCENT.sub("", text).strip() for text in (gold, given))
-    one, other = parse(gold), parse(given)
+    one, other = parse(_as_quotient(gold)), parse(_as_quotient(given))
     if one is not None and other is not None:
         return (
             one == other

@@ -48,12 +48,17 @@ _FACTORIAL = re.compile(r"!{2}|[)}]!|[0-9]{4}!")
 _BINOMIAL = re.compile(r"\\binom(?!\{[0-9a-z]{1,3}\}\{[0-9a-z]{1,3}\})")
 _DECIMAL = re.compile(r"(?<![0-9.])([0-9]*)\.([0-9]+)(?![0-9.])")
 _TOWER = re.compile(r"\^ ?(?:\{[^}]*[0-9})\]] ?\^|[0-9A-Za-z] ?\^|\{?-?[0-9]{6})")
+_LETTER = r"(?:[A-Za-z]|\\(?:alpha|beta|gamma|theta|phi|pi|omega)(?![A-Za-z]))"
 _ARGUMENT = re.compile(
     r"(\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)) ?(\^ ?(?:\{ ?[0-9] ?\}|[0-9]))? ?"
-    r"((?=[0-9A-Za-z\\])[0-9]* ?(?:[A-Za-z]|\\(?:alpha|beta|gamma|theta|phi|pi|omega)"
-    r"(?![A-Za-z]))?)(?![A-Za-z0-9.{(^_/])"
+    rf"((?:\\frac\{{[^{{}}]*\}}\{{[^{{}}]*\}} ?{_LETTER}?)|(?=[0-9A-Za-z\\])[0-9]* ?{_LETTER}?)"
+    r"(?![A-Za-z0-9.{(^_/])"
 )
-_TIMES = re.compile(r"(?<![0-9_^A-Za-z.}])([0-9]+) ?(?=\()")
+# Before a bracket: the parser reads x(5) as a function of 5, and (2)(3) and 2(3) as mixed numbers.
+_TIMES = re.compile(
+    r"((?<![0-9_^A-Za-z.}])[0-9]+|\)|\\pi|(?<![A-Za-z\\])[a-eg-zA-EH-OQ-Z]|(?<![A-Za-z\\])[a-z]"
+    r"\^(?:[0-9]|\{[0-9]+\})) ?(?=\()"
+)
 # What sympy raises over expressions that it can't evaluate.
 _SYMPY_ERRORS = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError),
@@ -230,14 +235,15 @@ def _close(one: Any, other: Any, digits: int) -> bool:
     """Whether two constants agree to so many digits; in those of large ones, after the point."""
     s = _library().sympy
     a, b = s.N(one, 15), s.N(other, 15)
-    if a.is_finite and b.is_finite:
-        size = max(abs(a), abs(b))
-        if size > s.Float(10) ** -100:
-            precision = DIGITS + max(0, int(s.log(size, 10)))
-            difference = abs(s.N(one, precision) - s.N(other, precision))
-            return bool(difference <= min(size, 1) * s.Float(10) ** -digits)
-    # Zero perhaps, or infinite, or nothing that can be evaluated.
-    return _library().math_verify.verify(one, other, timeout_seconds=None)
+    if not (a.is_finite and b.is_finite):
+        infinities = (s.oo, -s.oo)
+        return one == other or (one.doit() in infinities and one.doit() == other.doit())
+    size = max(abs(a), abs(b))
+    if size < s.Float(10) ** -100:  # zero perhaps, which can't be told from what is tiny
+        return _library().math_verify.verify(one, other, timeout_seconds=None)
+    precision = DIGITS + max(0, int(s.log(size, 10)))
+    difference = abs(s.N(one, precision) - s.N(other, precision))
+    return bool(difference <= min(size, 1) * s.Float(10) ** -digits)
 
 
 def _size(node: Any, nodes: list[int]) -> tuple[float, float]:

@@ -66,6 +66,8 @@ _SAME = (
     (re.compile(r"(?<![\\A-Za-z])(sqrt(?=\{)|pi(?![A-Za-z]))"), r"\\\1"),
     (re.compile(r"(?<![\\A-Za-z])(?:infinity|infty|oo)(?![A-Za-z])"), r"\\infty"),
     (re.compile(r"\*\*"), "^"),
+    (re.compile(r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\\div(?![A-Za-z])"), "/"),
 )
 _AND = re.compile(
     r",? ?(?:\\(?:text|mbox|textrm|mathrm) ?\{ ?,? ?(?:and|or) ?\}|(?<![A-Za-z])(?:and|or)"
@@ -76,7 +78,7 @@ _TOKEN = re.compile(r"\\(?:begin|end)\{[a-z]*\*?\}|\\[A-Za-z]+|\\.|[(){}\[\]]|[=
 _OPENS = ("(", "[", "{", r"\{", r"\langle")
 _CLOSES = (")", "]", "}", r"\}", r"\rangle")
 _MATRIX = re.compile(
-    r"(?P<factor>[^\\{}()\[\]]*|-?\\frac\{[^{}]*\}\{[^{}]*\})"
+    r"(?P<factor>[^\\{}()\[\]=]*|-?\\frac\{[^{}]*\}\{[^{}]*\})"
     r"[(\[]? ?\\begin\{(?P<name>(?:[pbBv]|small)?matrix|array)\*?\}(?P<body>.*)"
     r"\\end\{[a-zA-Z]+\*?\} ?[)\]]?",
     re.DOTALL,
@@ -252,20 +254,18 @@ def _brackets(opening: str, content: str, closing: str, depth: int) -> Form | No
 
 def _matrix(match: re.Match[str], depth: int) -> Form:
     factor, body = match["factor"].strip(), match["body"]
+    factor = "-1" if factor == "-" else factor
     if match["name"] == "array":
         body = re.sub(r"^ ?\{[clr| ]*\}", "", body)
     rows = [row for row in _split(body, r"\\")[0] if row]
     items = []
     for row in rows:
-        cells = [f"({factor})({c})" if factor else c for c in _split(row, "&")[0]]
+        cells = [rf"{factor} \cdot ({c})" if factor else c for c in _split(row, "&")[0]]
         items.append(Form(TUPLE, tuple(_form(cell, depth - 1) for cell in cells), "row"))
     return Form(TUPLE, tuple(items), "vmatrix" if match["name"] == "vmatrix" else "matrix")
 
 
 def _relation(text: str, depth: int) -> Form | None:
-    if r"\pm" in text:
-        form = _list([text], depth)
-        return form if form.kind == LIST else None
     approximate, _ = _split(text, r"\approx")
     if len(approximate) > 1:
         return _form(next((side for side in approximate if side), ""), depth - 1)
@@ -276,7 +276,10 @@ def _relation(text: str, depth: int) -> Form | None:
     if len(sides) == 2:
         whole = r"(-\infty,\infty)" if signs == [r"\ne"] else sides[0]
         named = signs != [r"\ne"] or _NAME.fullmatch(sides[0])
-        return _without_points(_form(whole, depth - 1), _form(sides[1], depth - 1), named)
+        return _without_points(_form(whole, depth - 1), _list(sides[1:], depth - 1), named)
+    if r"\pm" in text:
+        form = _list([text], depth)
+        return form if form.kind == LIST else None
     sides, signs = _split(text, "=", *_LESS, *_MORE)
     if not signs or not all(sides):
         return None
