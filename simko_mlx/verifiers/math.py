@@ -40,6 +40,9 @@ MAX_LIST = 50  # members of a list that are paired
 
 _MARKER = re.compile(r"answer(?: is)?\**:\**[ \t]*", re.IGNORECASE)
 _FORMULA = re.compile(r"\$([^$]{1,500}+)\$|\\\(([^$]{1,500}?)\\\)|\\\[([^$]{1,500}?)\\\]")
+_SENTENCE = re.compile(
+    r"(?<![\\A-Za-z{])(?!(?:and|or|pi|sqrt|sin|cos|tan|log|ln)\b)[A-Za-z]{2,}['\u2019]?\s"
+)
 _PERCENT = re.compile(r"\\?%|\\text ?\{ ?percent ?\}|\bpercent\b")
 _BASED = re.compile(r"([0-9A-F]+)_\{?([0-9]+)\}?")
 _NAME = re.compile(r"\\?[A-Za-z]{1,5}(?:_\{?[A-Za-z0-9]\}?)?(?: ?\( ?[a-z] ?\))?|\([a-z, ]+\)")
@@ -82,7 +85,7 @@ def _of_completion(text: str, unfinished: bool) -> str:
         pass
     if formula is not None:
         return next(group for group in formula.groups() if group is not None)
-    if len(text) <= MAX_WHOLE and not re.search(r"(?<![\\A-Za-z{])[A-Za-z]{3,} ", text):
+    if len(text) <= MAX_WHOLE and not _SENTENCE.search(text):
         return text
     number = last_number(text)
     return "" if number is None else str(number)

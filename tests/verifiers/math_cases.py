@@ -45,8 +45,7 @@ def members(gold: str) -> list[str] | None:
         return None
     if re.fullmatch(r"[0-9]{1,3}(,[0-9]{3})+", inner.replace(r"\!", "")):
         return None
-    return [part.strip(r" \;,!") if part.endswith(("!", ";")) else part.strip() for part in
-            re.sub(r"\\[!,;: ]", "", inner).split(",")]  # fmt: skip
+    return [part.strip() for part in re.sub(r"\\[!,;: ]", "", inner).split(",")]
 
 
 def coordinates(gold: str) -> list[str] | None:
@@ -82,7 +81,7 @@ def terms(gold: str) -> list[str] | None:
     """The signed terms of a simple sum."""
     if not SUM.fullmatch(gold):
         return None
-    return re.findall(rf"[+-]?{SIMPLE_TERM}", gold.replace(" ", "")) [:-1]  # fmt: skip
+    return re.findall(rf"[+-]?{SIMPLE_TERM}", gold.replace(" ", ""))[:-1]
 
 
 def sign_of(text: str) -> str:
@@ -140,8 +139,13 @@ def mixed(gold: str, rng: random.Random) -> str | None:
     if match is None or int(match[2]) < int(match[3]) or int(match[3]) == 1:
         return None
     whole, rest = divmod(int(match[2]), int(match[3]))
-    tail = rng.choice([rf"\frac{{{rest}}}{{{match[3]}}}", rf"\dfrac{{{rest}}}{{{match[3]}}}",
-                       f" {rest}/{match[3]}"])  # fmt: skip
+    tail = rng.choice(
+        [
+            rf"\frac{{{rest}}}{{{match[3]}}}",
+            rf"\dfrac{{{rest}}}{{{match[3]}}}",
+            f" {rest}/{match[3]}",
+        ]
+    )
     return f"{match[1]}{whole}{tail}" if rest else None
 
 
@@ -160,16 +164,19 @@ def decimal_spelled(gold: str, rng: random.Random) -> str | None:
         return None
     over = 10 ** len(match[3])
     value = Fraction(int((match[2] or "0") + match[3]), over)
-    return rng.choice([gold + "0", f"{match[1]}{value}",
-                       rf"{match[1]}\frac{{{value.numerator}}}{{{value.denominator}}}"])  # fmt: skip
+    return rng.choice(
+        [
+            gold + "0",
+            f"{match[1]}{value}",
+            rf"{match[1]}\frac{{{value.numerator}}}{{{value.denominator}}}",
+        ]
+    )
 
 
 def thousands(gold: str, rng: random.Random) -> str | None:
     if not INTEGER.fullmatch(gold) or abs(int(gold)) < 1000:
         return None
-    return f"{int(gold):,}".replace(
-        ",", rng.choice([",", "{,}", r",\!", r"\,", ", \\!".replace(" ", "")])
-    )
+    return f"{int(gold):,}".replace(",", rng.choice([",", "{,}", r",\!", r"\,"]))
 
 
 def without_thousands(gold: str, rng: random.Random) -> str | None:
@@ -181,23 +188,52 @@ def integer_spelled(gold: str, rng: random.Random) -> str | None:
     if not INTEGER.fullmatch(gold):
         return None
     n = int(gold)
-    return rng.choice([f"{n}.0", rf"\frac{{{2 * n}}}{{2}}", f"{n}.", f"{{{n}}}", f"{2 * n}/2",
-                       rf"{n - 3}+3", rf"\text{{{n}}}", rf"\mathbf{{{n}}}"])  # fmt: skip
+    return rng.choice(
+        [
+            f"{n}.0",
+            rf"\frac{{{2 * n}}}{{2}}",
+            f"{n}.",
+            f"{{{n}}}",
+            f"{2 * n}/2",
+            rf"{n - 3}+3",
+            rf"\text{{{n}}}",
+            rf"\mathbf{{{n}}}",
+        ]
+    )
 
 
 def with_unit(gold: str, rng: random.Random) -> str | None:
     if not (INTEGER.fullmatch(gold) or ROOT.fullmatch(gold) or TIMES_PI.fullmatch(gold)):
         return None
-    unit = rng.choice([r"\text{ cm}", r"\text{ square units}", r"\,\text{cm}^2", r"\ \mathrm{m}",
-                       r" \text{ miles per hour}", r"\mbox{ inches}", " units", r"\text{ ways}"])  # fmt: skip
+    unit = rng.choice(
+        [
+            r"\text{ cm}",
+            r"\text{ square units}",
+            r"\,\text{cm}^2",
+            r"\ \mathrm{m}",
+            r" \text{ miles per hour}",
+            r"\mbox{ inches}",
+            " units",
+            r"\text{ ways}",
+        ]
+    )
     return gold + unit
 
 
 def with_sign(gold: str, rng: random.Random) -> str | None:
     if not INTEGER.fullmatch(gold) or gold.startswith("-"):
         return None
-    return rng.choice([rf"\${gold}", rf"{gold}\%", rf"{gold}^\circ", rf"{gold}^{{\circ}}", f"${gold}",
-                       f"{gold}%", f"{gold}°"])  # fmt: skip
+    return rng.choice(
+        [
+            rf"\${gold}",
+            rf"{gold}\%",
+            rf"{gold}^\circ",
+            rf"{gold}^{{\circ}}",
+            f"${gold}",
+            f"{gold}%",
+            f"{gold}°",
+        ]
+    )
 
 
 def without_unit(gold: str, rng: random.Random) -> str | None:
@@ -229,8 +265,17 @@ def spacing(gold: str, rng: random.Random) -> str | None:
         return rf"\,{gold}\;"
     space = rng.choice([" ", r"\,", r"\;", r"\ ", r"~"])
     spaced = re.sub(r"(?<=[0-9a-z})])([+\-,])", rf"{space.replace(chr(92), chr(92) * 2)}\1 ", gold)
-    return rng.choice([f" {spaced} ", rf"\!{gold}", rf"\displaystyle {gold}", f"${gold}$", f"{gold}.",
-                       f"{{{gold}}}", f"\n{gold}\n"])  # fmt: skip
+    return rng.choice(
+        [
+            f" {spaced} ",
+            rf"\!{gold}",
+            rf"\displaystyle {gold}",
+            f"${gold}$",
+            f"{gold}.",
+            f"{{{gold}}}",
+            f"\n{gold}\n",
+        ]
+    )
 
 
 def left_right(gold: str, rng: random.Random) -> str | None:
@@ -246,9 +291,17 @@ def inside_root(gold: str, rng: random.Random) -> str | None:
     if match is None:
         return None
     a, b = int(match[1] or 1), int(match[2])
-    return rng.choice([rf"\sqrt{{{a * a * b}}}", rf"{a}\cdot {b}^{{1/2}}", rf"{a} \cdot \sqrt{{{b}}}",
-                       rf"{a}*\sqrt{{{b}}}", rf"\frac{{{a * b}}}{{\sqrt{{{b}}}}}", f"{a}√{b}" if b < 10 else
-                       rf"\sqrt{{{b}}} \times {a}", rf"{a}\sqrt {b}" if b < 10 else rf"{a}\sqrt[2]{{{b}}}"])  # fmt: skip
+    return rng.choice(
+        [
+            rf"\sqrt{{{a * a * b}}}",
+            rf"{a}\cdot {b}^{{1/2}}",
+            rf"{a} \cdot \sqrt{{{b}}}",
+            rf"{a}*\sqrt{{{b}}}",
+            rf"\frac{{{a * b}}}{{\sqrt{{{b}}}}}",
+            f"{a}√{b}" if b < 10 else rf"\sqrt{{{b}}} \times {a}",
+            rf"{a}\sqrt {b}" if b < 10 else rf"{a}\sqrt[2]{{{b}}}",
+        ]
+    )
 
 
 def rationalised(gold: str, rng: random.Random) -> str | None:
@@ -259,19 +312,30 @@ def rationalised(gold: str, rng: random.Random) -> str | None:
         return None
     sign, a, b, c = match.groups()
     a = a or "1"
-    return rng.choice([rf"{sign}\frac{{{a}}}{{{c}}}\sqrt{{{b}}}", rf"{sign}{a}\sqrt{{{b}}}/{c}",
-                       rf"{sign}\frac{{{int(a) * int(b)}}}{{{c}\sqrt{{{b}}}}}"])  # fmt: skip
+    return rng.choice(
+        [
+            rf"{sign}\frac{{{a}}}{{{c}}}\sqrt{{{b}}}",
+            rf"{sign}{a}\sqrt{{{b}}}/{c}",
+            rf"{sign}\frac{{{int(a) * int(b)}}}{{{c}\sqrt{{{b}}}}}",
+        ]
+    )
 
 
 def pi_spelled(gold: str, rng: random.Random) -> str | None:
     if match := TIMES_PI.fullmatch(gold):
         n = match[2] or "1"
-        return match[1] + rng.choice([rf"{n}\cdot\pi", rf"\pi \cdot {n}", rf"{n}π", rf"{n}*\pi", rf"{n} pi",
-                                      rf"{n}{{\pi}}"])  # fmt: skip
+        return match[1] + rng.choice(
+            [rf"{n}\cdot\pi", rf"\pi \cdot {n}", rf"{n}π", rf"{n}*\pi", rf"{n} pi", rf"{n}{{\pi}}"]
+        )
     if match := PI_OVER.fullmatch(gold):
         n = match[2] or "1"
-        return match[1] + rng.choice([rf"\frac{{{n}}}{{{match[3]}}}\pi", rf"{n}\pi/{match[3]}",
-                                      rf"\frac{{{n}}}{{{match[3]}}} \cdot \pi"])  # fmt: skip
+        return match[1] + rng.choice(
+            [
+                rf"\frac{{{n}}}{{{match[3]}}}\pi",
+                rf"{n}\pi/{match[3]}",
+                rf"\frac{{{n}}}{{{match[3]}}} \cdot \pi",
+            ]
+        )
     return None
 
 
@@ -419,8 +483,15 @@ def matrix_values(gold: str, rng: random.Random) -> str | None:
 
 def words(gold: str, rng: random.Random) -> str | None:
     match = WORD.fullmatch(gold)
-    return match and rng.choice([match[1], rf"\textbf{{{match[1]}}}", rf"\mathrm{{{match[1]}}}",
-                                 match[1].capitalize(), rf"\text{{ {match[1]} }}"])  # fmt: skip
+    return match and rng.choice(
+        [
+            match[1],
+            rf"\textbf{{{match[1]}}}",
+            rf"\mathrm{{{match[1]}}}",
+            match[1].capitalize(),
+            rf"\text{{ {match[1]} }}",
+        ]
+    )
 
 
 def choices(gold: str, rng: random.Random) -> str | None:
