@@ -127,7 +127,7 @@ def group(text: str, answer: str) -> RolloutGroup:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("parquet", help="the MATH problems")
     parser.add_argument("--count", type=int, default=500, help="rewritings, and near misses")
     parser.add_argument("--seed", type=int, default=0)

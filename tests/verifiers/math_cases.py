@@ -564,7 +564,7 @@ def tuple_order(gold: str, rng: random.Random) -> str | None:
 
 def tuple_to_set(gold: str, rng: random.Random) -> str | None:
     parts = coordinates(gold)
-    return parts and rf"\{{{', '.join(parts)}\}}"
+    return rf"\{{{', '.join(parts)}\}}" if parts else None
 
 
 def tuple_short(gold: str, rng: random.Random) -> str | None:
@@ -617,12 +617,12 @@ def set_missing(gold: str, rng: random.Random) -> str | None:
 
 def set_more(gold: str, rng: random.Random) -> str | None:
     found = members(gold)
-    return found and ", ".join([*found, "17"])
+    return ", ".join([*found, "17"]) if found else None
 
 
 def set_to_tuple(gold: str, rng: random.Random) -> str | None:
     found = members(gold)
-    return found and f"({', '.join(found)})"
+    return f"({', '.join(found)})" if found else None
 
 
 def factor(gold: str, rng: random.Random) -> str | None:
