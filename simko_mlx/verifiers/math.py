@@ -26,6 +26,7 @@ from simko_mlx.verifiers.math_forms import EQUATION, LEAF, LIST, Form, read
 from simko_mlx.verifiers.numbers import (
     boxed,
     final,
+    is_name,
     last_number,
     marked,
     parse,
@@ -45,7 +46,6 @@ _SENTENCE = re.compile(
 )
 _PERCENT = re.compile(r"\\?%|\\text ?\{ ?percent ?\}|\bpercent\b")
 _BASED = re.compile(r"([0-9A-F]+)_\{?([0-9]+)\}?")
-_NAME = re.compile(r"\\?[A-Za-z]{1,5}(?:_\{?[A-Za-z0-9]\}?)?(?: ?\( ?[a-z] ?\))?|\([a-z, ]+\)")
 
 
 def verify(completion: str, answer: str, columns: Mapping[str, Any]) -> Verdict:
@@ -118,7 +118,7 @@ def _same(gold: Form, given: Form, budget: Budget) -> bool:
         return _same(gold, _unknown_first(given).items[1], budget)
     if gold.kind == EQUATION and given.kind != EQUATION:
         gold = _unknown_first(gold)
-        return bool(_NAME.fullmatch(gold.items[0].text)) and _same(gold.items[1], given, budget)
+        return _only_names(gold.items[0]) and _same(gold.items[1], given, budget)
     if gold.kind != given.kind or len(gold.items) != len(given.items):
         return False
     if gold.kind == LEAF:
@@ -159,8 +159,14 @@ def _same_equation(gold: Form, given: Form, budget: Budget) -> bool:
 def _unknown_first(form: Form) -> Form:
     """``5 = x`` as ``x = 5``."""
     left, right = form.items
-    turned = _NAME.fullmatch(right.text) and not _NAME.fullmatch(left.text)
+    turned = _only_names(right) and not _only_names(left)
     return Form(EQUATION, (right, left)) if turned else form
+
+
+def _only_names(side: Form) -> bool:
+    if side.kind != LEAF:  # (x, y) = (3, 4)
+        return all(_only_names(item) for item in side.items)
+    return is_name(side.text) and re.search("[A-Za-z]", side.text) is not None
 
 
 def _as_quotient(text: str) -> str:

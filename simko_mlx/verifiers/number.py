@@ -2,7 +2,8 @@ r"""The final number of a completion against the answer, exactly: fractions, no 
 
 What counts as the completion's final answer is, in this order: the content of its last
 ``\boxed{...}``; what follows its last ``####`` (or the heading ``# Answer``); its last number.
-The first of these that exists decides, so that listing many numbers wins nothing.
+The first of these that exists decides, so that listing many numbers wins nothing. A completion that
+breaks off inside a box, or is absurdly long, isn't searched for numbers.
 
 ``1,234``, ``3.50``, ``1/2``, ``\frac12``, ``8\frac47``, ``1e3``, ``$5``, ``10\%``, ``50^\circ``
 and ``18 \text{ dollars}`` are read as numbers; percent signs and units are ignored. The answer of a

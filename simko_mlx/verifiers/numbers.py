@@ -36,7 +36,7 @@ TEXT = re.compile(
     r"\\(?:text(?:bf|rm|it|normal)?|mbox|hbox|mathrm|mathbf|operatorname)[ ]?\{([^{}]{0,200}+)\}"
     r"(?P<exponent>[ ]?\^[ ]?(?:\{[0-9]\}|[0-9]))?"
 )
-DEGREES = re.compile(r"\^[ ]?\{?[ ]?\\circ[ ]?\}?|\\degree|\u00b0")
+DEGREES = re.compile(r"\^[ ]?(?:\{[ ]?\\circ[ ]?\}|\\circ)|\\degree|\u00b0")
 _DROPPED = re.compile(rf"[{_CURRENCY}%]|\\[()\[\]]|\\displaystyle(?![A-Za-z])")
 # "x = 1 or x = 2" is no number, though it ends in one.
 _SEVERAL = re.compile(r"(?:[,;]|\b(?:or|and)\b)[ ]{0,4}[A-Za-z]\w{0,20}+[ ]{0,4}=[^=]*+$")
@@ -59,6 +59,9 @@ _NO_UNITS = frozenset(
 )
 
 _BOX = re.compile(r"\\(?:boxed|fbox)[ ]{0,4}\{|\\.|[{}]", re.DOTALL)
+_FORMULA = re.compile(
+    r"[-+*/^<>]|[0-9] ?[A-Za-z]|\\(?:[dt]?frac|sqrt|sin|cos|tan|cot|sec|csc|log|ln|pi)(?![a-z])"
+)
 _OPEN_BOX = re.compile(r"\\(?:boxed|fbox)[ ]{0,4}\{")
 _BARE_BOX = re.compile(r"\\boxed[ ]++([-+.0-9$\\][^\s{}]*+)")
 _MARKER = re.compile(r"(#++)[ \t]*+((?:final[ \t]++)?answer\b[ \t]*+:?)?", re.IGNORECASE)
@@ -129,12 +132,14 @@ def parse(text: str) -> Fraction | None:
 
 def parse_gold(text: str) -> Fraction | None:
     """As ``parse``, of a problem's answer: "x + 2y = 0" is no number there, "x = 0" is."""
-    left = _EQUALS.split(TEXT.sub(" ", text), maxsplit=1)
-    if len(left) > 1 and len(re.findall(r"(?<![A-Za-z\\])[A-Za-z]", left[0])) > 1:
-        return None
-    if len(left) > 1 and re.search(r"[A-Za-z].*[-+*/^]|[-+*/^0-9].*[A-Za-z]", left[0]):
-        return None
-    return parse(text)
+    sides = _EQUALS.split(TEXT.sub(" ", text), maxsplit=1)
+    return parse(text) if len(sides) == 1 or is_name(sides[0]) else None
+
+
+def is_name(text: str) -> bool:
+    """Whether the left side of an equation only names what the right side is: ``f(2)``, ``AB``, or
+    has no letters at all."""
+    return not _FORMULA.search(text) or not re.search("[A-Za-z]", text)
 
 
 def without_unit(text: str) -> str:

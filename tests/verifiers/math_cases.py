@@ -526,7 +526,7 @@ REWRITINGS: tuple[Rule, ...] = (
 
 def digit(gold: str, rng: random.Random) -> str | None:
     places = [m.start() for m in re.finditer("[0-9]", gold)]
-    if not places:
+    if not places or re.search(r"\}\^[0-9]$", gold):  # not the exponent of a unit
         return None
     place = rng.choice(places)
     # Not 0, which may remove a term, and not into a fraction over 0.
@@ -541,7 +541,7 @@ def digit_added(gold: str, rng: random.Random) -> str | None:
 def sign(gold: str, rng: random.Random) -> str | None:
     if re.search(r"text|matrix|cup|infty|[(\[=]|%", gold) or not re.search("[1-9a-z]", gold):
         return None
-    if "_" in gold or ":" in gold or re.fullmatch(r"[A-Z]+|\\frac\{0\}.*", gold):
+    if "_" in gold or ":" in gold or re.fullmatch(r" ?-?0.*|[A-Z]+|\\frac\{0\}.*", gold):
         return None
     return gold.lstrip()[1:] if gold.lstrip().startswith("-") else f"-{gold.lstrip()}"
 
