@@ -99,7 +99,11 @@ def _after_marker(text: str) -> str:
         lines.extend(text[last[0].end() :][:2000].lstrip().split("\n", 1)[:1])
     line = lines[-1].strip() if lines else ""
     formula = _FORMULA.search(line)
-    return next(g for g in formula.groups() if g is not None) if formula else line.strip("*` ")
+    if formula is not None:
+        return next(group for group in formula.groups() if group is not None)
+    # "Answer: there are 5 of them."
+    number = last_number(line) if len(_SENTENCE.findall(line)) > 2 else None
+    return line.strip("*` ") if number is None else str(number)
 
 
 def _agree(gold: str, given: str) -> bool:

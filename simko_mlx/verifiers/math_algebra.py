@@ -21,11 +21,11 @@ from typing import Any
 from simko_mlx.types import UserError
 
 MAX_CHARACTERS = 300  # of an expression; the longest of the MATH training problems has 88
-MAX_NESTING = 12  # brackets in brackets
+MAX_NESTING = 8  # brackets in brackets
 MAX_NODES = 400  # of an expression's tree
 MAX_BITS = 40_000  # of a value on the way; 2^{4950} is an answer in MATH
 MAX_ARGUMENT_BITS = 200  # of an angle: its sine needs as many digits more
-BUDGET = 2000  # characters that are read for one completion
+BUDGET = 1200  # characters that are read for one completion
 DIGITS = 40  # of the evaluation
 CLOSE = 30  # digits in which equal constants agree; at points, half as many
 POINTS = ("1.3717421", "2.7133297", "0.6180771")  # what is tried for letters

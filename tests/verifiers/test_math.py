@@ -175,6 +175,8 @@ def test_reference_solutions_are_accepted():
         (r"\boxed{x^2} no, \boxed{x^3}", "x^3", "x^3"),
         ("x^2\n#### x^3", "x^3", "x^3"),
         ("Answer: x^3\nas I said", "x^3", "x^3"),
+        ("Answer: there are 3 of them.", "3", "3"),
+        ("Answer: 12 square feet", "12", "12 square feet"),
         ("**Final Answer:** $x^3$", "x^3", "x^3"),
         ("The final answer is: $x^3$. I hope it is correct.", "x^3", "x^3"),
         (r"we have $x$, so \(x^3\).", "x^3", "x^3"),
