@@ -26,6 +26,7 @@ from simko_mlx.types import UserError, Verdict, require
 VERIFIERS: dict[str, str] = {
     "countdown": "simko_mlx.verifiers.countdown:verify",
     "number": "simko_mlx.verifiers.number:verify",
+    "math": "simko_mlx.verifiers.math:verify",
     "exact": "simko_mlx.verifiers.exact:verify",
     "choice": "simko_mlx.verifiers.choice:verify",
     "regex": "simko_mlx.verifiers.regex:verify",

@@ -2,7 +2,8 @@ r"""The final number of a completion against the answer, exactly: fractions, no 
 
 What counts as the completion's final answer is, in this order: the content of its last
 ``\boxed{...}``; what follows its last ``####`` (or the heading ``# Answer``); its last number.
-The first of these that exists decides, so that listing many numbers wins nothing.
+The first of these that exists decides, so that listing many numbers wins nothing. A completion that
+breaks off inside a box, or is absurdly long, isn't searched for numbers.
 
 ``1,234``, ``3.50``, ``1/2``, ``\frac12``, ``8\frac47``, ``1e3``, ``$5``, ``10\%``, ``50^\circ``
 and ``18 \text{ dollars}`` are read as numbers; percent signs and units are ignored. The answer of a
@@ -17,7 +18,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from simko_mlx.types import Verdict
-from simko_mlx.verifiers.numbers import boxed, last_number, marked, parse, plain
+from simko_mlx.verifiers.numbers import (
+    boxed,
+    final,
+    last_number,
+    marked,
+    parse,
+    parse_gold,
+    plain,
+    short,
+    unfinished,
+)
 
 
 def verify(completion: str, answer: str, columns: Mapping[str, Any]) -> Verdict:
@@ -25,10 +36,11 @@ def verify(completion: str, answer: str, columns: Mapping[str, Any]) -> Verdict:
 
     ``detail`` says what was read instead of the answer.
     """
+    whole, completion = completion, final(completion)
     gold_text = _gold(answer)
     if not gold_text.strip():  # as of a solution that ends in an empty box
         return Verdict(None, False, "the problem has no answer")
-    gold = parse(gold_text)
+    gold = parse_gold(gold_text)
     if gold is None:
         return _text_verdict(completion, gold_text)
     content = boxed(completion)
@@ -37,12 +49,13 @@ def verify(completion: str, answer: str, columns: Mapping[str, Any]) -> Verdict:
     else:
         found = (parse(text) for text in reversed(marked(completion)))
         value = next((v for v in found if v is not None), None)
-        value = value if value is not None else last_number(completion)
+        if value is None and not unfinished(whole):
+            value = last_number(completion)
     if value == gold:
         return Verdict(1.0, True)
     if value is None:
         return Verdict(0.0, False, "no number" if content is None else "no number in the box")
-    return Verdict(0.0, False, f"{_short(str(value))}, not {_short(gold_text)}")
+    return Verdict(0.0, False, f"{short(str(value))}, not {short(gold_text)}")
 
 
 def _gold(answer: str) -> str:
@@ -61,8 +74,4 @@ def _text_verdict(completion: str, gold: str) -> Verdict:
         content = after[-1] if after else completion
     if plain(content) == plain(gold):
         return Verdict(1.0, True)
-    return Verdict(0.0, False, f"{_short(content)!r} differs from the answer")
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 40 else text[:37] + "..."
+    return Verdict(0.0, False, f"{short(content)!r} differs from the answer")

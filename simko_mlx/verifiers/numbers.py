@@ -11,6 +11,7 @@ from fractions import Fraction
 
 MAX_DIGITS = 300  # of a numerator, a denominator or a power
 MAX_LENGTH = 1000  # of a text that is read as one number
+MAX_COMPLETION = 200_000  # characters at the end of a completion that are looked at
 MAX_MARKERS = 50  # the last ones are looked at
 
 _DECIMAL = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})++(?![0-9])|[0-9]++)(?:\.[0-9]++)?|(?<!\.)\.[0-9]++)"
@@ -31,13 +32,16 @@ _IN_TEXT = re.compile(
 
 _PART = r"(?:\{[ ]{0,4}([+-]?[0-9.,]{1,300}+)[ ]{0,4}\}|[ ]{0,4}([0-9]))"
 _FRAC = re.compile(rf"\\[dtc]?frac{_PART}{_PART}")
-_TEXT = re.compile(
-    r"\\(?:text|textbf|textrm|textit|mbox|hbox|mathrm|mathbf|operatorname)[ ]?\{([^{}]{0,200}+)\}"
+TEXT = re.compile(
+    r"\\(?:text(?:bf|rm|it|normal)?|mbox|hbox|mathrm|mathbf|operatorname)[ ]?\{([^{}]{0,200}+)\}"
     r"(?P<exponent>[ ]?\^[ ]?(?:\{[0-9]\}|[0-9]))?"
 )
-_DEGREES = re.compile(r"\^[ ]?\{?[ ]?\\circ[ ]?\}?|\\degree|\u00b0")
+DEGREES = re.compile(r"\^[ ]?(?:\{[ ]?\\circ[ ]?\}|\\circ)|\\degree|\u00b0")
 _DROPPED = re.compile(rf"[{_CURRENCY}%]|\\[()\[\]]|\\displaystyle(?![A-Za-z])")
+# "x = 1 or x = 2" is no number, though it ends in one.
+_SEVERAL = re.compile(r"(?:[,;]|\b(?:or|and)\b)[ ]{0,4}[A-Za-z]\w{0,20}+[ ]{0,4}=[^=]*+$")
 _EQUALS = re.compile(r"(?<![<>!])=")
+_LAST_WORDS = re.compile(r"(?:(?<=[0-9})])|(?<=\\pi))[ ][A-Za-z][A-Za-z0-9 /^{}-]{0,60}+$")
 _UNIT = re.compile(r"[A-Za-z]+(?:[ /-][A-Za-z]+){0,6}[ ]?(?:\^\{?[23]\}?|[\u00b2\u00b3])?")
 
 # A short word after a number is a unit only if it is one of these: "5 xy" is a product.
@@ -55,6 +59,10 @@ _NO_UNITS = frozenset(
 )
 
 _BOX = re.compile(r"\\(?:boxed|fbox)[ ]{0,4}\{|\\.|[{}]", re.DOTALL)
+_FORMULA = re.compile(
+    r"[-+*/^<>]|[0-9] ?[A-Za-z]|\\(?:[dt]?frac|sqrt|sin|cos|tan|cot|sec|csc|log|ln|pi)(?![a-z])"
+)
+_OPEN_BOX = re.compile(r"\\(?:boxed|fbox)[ ]{0,4}\{")
 _BARE_BOX = re.compile(r"\\boxed[ ]++([-+.0-9$\\][^\s{}]*+)")
 _MARKER = re.compile(r"(#++)[ \t]*+((?:final[ \t]++)?answer\b[ \t]*+:?)?", re.IGNORECASE)
 
@@ -73,6 +81,21 @@ def boxed(text: str) -> str | None:
         return text[start:end]
     bare = _last(_BARE_BOX, text)
     return bare[1] if bare else None
+
+
+def final(text: str) -> str:
+    """The end of a completion, where its answer stands; of one that isn't absurdly long, all."""
+    return text[-MAX_COMPLETION:]
+
+
+def unfinished(text: str) -> bool:
+    """Whether a completion without a box may not be searched for numbers: it broke off in one
+    (of which it may have written half the answer), or is absurdly long."""
+    return len(text) > MAX_COMPLETION or _OPEN_BOX.search(text) is not None
+
+
+def short(text: str, length: int = 40) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def marked(text: str) -> list[str]:
@@ -96,8 +119,10 @@ def parse(text: str) -> Fraction | None:
     """The value of a text that is one number, with a unit or a currency at most."""
     if len(text) > MAX_LENGTH:
         return None
-    text = _TEXT.sub(_unit_dropped, _clean(text))
-    text = _DROPPED.sub("", _DEGREES.sub("", text))
+    text = TEXT.sub(_unit_dropped, _clean(text))
+    text = _DROPPED.sub("", DEGREES.sub("", text))
+    if _SEVERAL.search(text):
+        return None
     text = _EQUALS.split(text)[-1].strip(" \t\r\n*_`").rstrip(".").rstrip()
     match = _WHOLE_TEXT.fullmatch(text)
     if match is None or not _is_unit(match["unit"]):
@@ -105,13 +130,36 @@ def parse(text: str) -> Fraction | None:
     return _value(match)
 
 
+def parse_gold(text: str) -> Fraction | None:
+    """As ``parse``, of a problem's answer: "x + 2y = 0" is no number there, "x = 0" is."""
+    sides = _EQUALS.split(TEXT.sub(" ", text), maxsplit=1)
+    return parse(text) if len(sides) == 1 or is_name(sides[0]) else None
+
+
+def is_name(text: str) -> bool:
+    """Whether the left side of an equation only names what the right side is: ``f(2)``, ``AB``, or
+    has no letters at all."""
+    return not _FORMULA.search(text) or not re.search("[A-Za-z]", text)
+
+
+def without_unit(text: str) -> str:
+    """An expression without the unit that may follow it; a time of day keeps its "p.m."."""
+    if ":" in text:
+        return TEXT.sub(lambda m: m[1], text).strip()
+    bare = TEXT.sub(_unit_dropped, text).strip()
+    if not bare:
+        return TEXT.sub(lambda m: m[1], text).strip()
+    words = _LAST_WORDS.search(bare)
+    return bare[: words.start()] if words and _is_unit(words[0]) else bare
+
+
 def plain(text: str) -> str:
     """A text to compare as it is: without white space and what LaTeX can do without."""
     text = text.replace("\u2212", "-").replace("{,}", ",")
     text = re.sub(r"\\\\|\\[!,;: ]|[\s~$]", lambda m: m[0] if m[0] == "\\\\" else "", text)
     text = re.sub(r"\\(?:left|right|displaystyle)(?![A-Za-z])", "", text)
-    text = _TEXT.sub(lambda m: m[1] + (m["exponent"] or ""), text)
-    text = _DEGREES.sub("", re.sub(r"\\[dtc]frac", r"\\frac", text))
+    text = TEXT.sub(lambda m: m[1] + (m["exponent"] or ""), text)
+    text = DEGREES.sub("", re.sub(r"\\[dtc]frac", r"\\frac", text))
     text = re.sub(r"(?<!\\)\{([A-Za-z0-9])\}", r"\1", text.replace("\\%", "").replace("%", ""))
     text = text.rstrip(".")
     # Some data sets kept the braces of a \\text{...} that they took away.
