@@ -55,7 +55,8 @@ def choose(sandbox: Mapping[str, Any] | None) -> Backend:
         return _macos(uid)
     require(
         sys.platform == "linux",
-        f"There is no sandbox for programs on {sys.platform}: use macOS or Linux for verifier code.",
+        f"There is no sandbox for programs on {sys.platform}: use macOS or Linux for the verifier "
+        "code.",
     )
     return _linux(uid)
 
@@ -93,7 +94,7 @@ def _check_user(uid: int | None) -> None:
     assert uid is not None
     whole = isinstance(uid, int) and not isinstance(uid, bool)
     require(
-        whole and 0 < uid < NOBODY or whole and NOBODY < uid < 2**31,
+        whole and 0 < uid < 2**31 and uid != NOBODY,
         f"verifier.sandbox.uid is {uid}: give a user id that nothing else uses, such as 54321 (not "
         "0, and not 65534, which much else runs as).",
     )
@@ -139,8 +140,10 @@ def _own_python() -> tuple[str, str]:
 def _interpreter(uid: int) -> tuple[str, str]:
     """Ours, or where the sandbox's user can't reach that, the system's."""
     python, prefix = _own_python()
-    if _is_narrow(prefix) and _inside(python, prefix) and all(
-        reachable(path, uid) for path in (python, prefix)
+    if (
+        _is_narrow(prefix)
+        and _inside(python, prefix)
+        and all(reachable(path, uid) for path in (python, prefix))
     ):
         return python, prefix
     system = os.path.realpath(SYSTEM_PYTHON)

@@ -8,11 +8,9 @@ import resource
 import struct
 import sys
 
+PLAIN = (str, bytes, list, tuple, dict, set, frozenset, int, float, complex, type(None))
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
     from simko_mlx.sandbox.values import decode, encode
 
 
@@ -100,9 +98,10 @@ def call_function(request, results):
     module = module_named("solution", request["typing"])
     try:
         exec(compile(request["source"], "solution.py", "exec", dont_inherit=True), module.__dict__)
-        for arguments, named in request["calls"]:
-            function = find(module, request["function"])
-            result = function(*unpack(arguments), **unpack(named))
+        for name, arguments, named, listed in request["calls"]:
+            result = find(module, name)(*unpack(arguments), **unpack(named))
+            if listed and not isinstance(result, PLAIN):
+                result = list(result)
             reply(results, {"value": pack(result)})
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         reply(results, {"error": describe(error)})

@@ -102,9 +102,9 @@ class LinuxSandbox:
         user = os.geteuid() if self.backend.uid is None else self.backend.uid
         return unsafe(inside[0], user)
 
-    def over_memory(self) -> bool:
-        """Never: the limit on address space binds, and there is one process only."""
-        return False
+    def excess(self) -> str:
+        """Nothing to watch: limits and sizes bind, and there is one process only."""
+        return ""
 
     def end(self) -> None:
         """Ends all that runs in there, and returns when nothing does."""

@@ -136,16 +136,16 @@ class MacSandbox:
             return "the process that ends the sandbox with us can't be started"
         return ""
 
-    def over_memory(self) -> bool:
-        """Memory, and the disk: what macOS doesn't limit by itself."""
+    def excess(self) -> str:
+        """Memory and disk: what macOS doesn't limit by itself."""
         used = footprint(self.process.pid)
         if used is not None and used > self.limits.memory:
-            return True
+            return "out of memory"
         now = time.monotonic()
         if now - self._looked < _LOOK_AT_FOLDER:
-            return False
+            return ""
         self._looked = now
-        return _too_full(self.folder, self.limits.folder)
+        return "too many files" if _too_full(self.folder, self.limits.folder) else ""
 
     def end(self) -> None:
         # The watcher first: it must not signal a process id that may be another's by then.

@@ -14,15 +14,10 @@ from simko_mlx.sandbox.backend import Backend
 from simko_mlx.sandbox.limits import Limits, rlimits
 from simko_mlx.sandbox.runner import Pipes
 from simko_mlx.sandbox.values import encode
+from simko_mlx.types import UserError
 
-OK, TIMEOUT, MEMORY, OUTPUT, CRASHED, INFRA = (
-    "ok",
-    "timeout",
-    "memory",
-    "output",
-    "crashed",
-    "infra",
-)
+OK, TIMEOUT, MEMORY = "ok", "timeout", "memory"
+OUTPUT, CRASHED, INFRA = "output", "crashed", "infra"
 START_SECONDS = 10.0  # until Python runs inside: some 20 ms unless the machine is busy
 SOURCE_BYTES = 256 * 1024
 _CHUNK = 1 << 16
@@ -31,25 +26,33 @@ _TAIL = 4000
 
 
 @dataclass(frozen=True)
+class Call:
+    """``listed``: what comes out, a generator say, is wanted as the list of its items."""
+
+    function: str
+    arguments: tuple[Any, ...] = ()
+    named: dict[str, Any] = field(default_factory=dict)
+    listed: bool = False
+
+
+@dataclass(frozen=True)
 class Job:
-    """A program, and either its standard input (a script) or calls of one of its functions, each
-    as (positional arguments, named arguments). ``typing``: the names of that module are known."""
+    """A program, and either its standard input (a script) or calls of its functions. ``typing``:
+    the names of that module are known without an import."""
 
     source: str
     stdin: str | None = None
-    function: str = ""
-    calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]] = ()
+    calls: Sequence[Call] = ()
     typing: bool = False
 
     def request(self) -> dict[str, Any]:
         calls = [
-            (encode(list(arguments)), encode(named))
-            for arguments, named in self.calls
+            [call.function, encode(list(call.arguments)), encode(call.named), call.listed]
+            for call in self.calls
         ]
         return {
             "source": self.source,
             "stdin": self.stdin,
-            "function": self.function,
             "typing": self.typing,
             "calls": calls,
         }
@@ -75,7 +78,7 @@ class Sandbox(Protocol):
 
     def distrust(self) -> str: ...
 
-    def over_memory(self) -> bool: ...
+    def excess(self) -> str: ...
 
     def end(self) -> None: ...
 
@@ -110,6 +113,22 @@ def run(job: Job, backend: Backend, limits: Limits) -> Outcome:
         return _Session(sandbox, backend, limits, began).finish(job)
     finally:
         sandbox.end()
+
+
+def check_works(backend: Backend) -> None:
+    """Raises UserError, with what the system said, unless a program runs in this sandbox."""
+    outcome = run(Job("def one():\n    return 1\n", calls=[Call("one")]), backend, Limits())
+    if outcome.status == OK and outcome.records == [{"value": 1}]:
+        return
+    hint = "run simko-mlx doctor --sandbox to see what is missing"
+    if "uid map" in outcome.detail or "namespace" in outcome.detail:
+        hint = (
+            "allow user namespaces (on Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns"
+            "=0, or an AppArmor profile for bwrap; in a container: a less strict seccomp profile)"
+        )
+    elif "disable-userns" in outcome.detail:
+        hint = "install bubblewrap 0.8 or newer"
+    raise UserError(f"The sandbox does not work here ({outcome.detail or outcome.status}): {hint}.")
 
 
 class _Over(Exception):
@@ -208,13 +227,13 @@ class _Session:
             self._step(deadline)
             if sum(map(len, self.heard.values())) > self.limits.output:
                 raise _Over(OUTPUT, f"more than {self.limits.output:,} bytes of output")
-            if self.sandbox.over_memory():
-                raise _Over(MEMORY, "out of memory")
+            if reason := self.sandbox.excess():
+                raise _Over(MEMORY, reason)
         while self.sandbox.process.poll() is None:  # closed its ends, and goes on
             if time.monotonic() >= deadline:
                 raise _Over(TIMEOUT, f"still running after {self.limits.wall:g} s")
-            if self.sandbox.over_memory():
-                raise _Over(MEMORY, "out of memory")
+            if reason := self.sandbox.excess():
+                raise _Over(MEMORY, reason)
             time.sleep(0.002)
 
     def _step(self, deadline: float) -> None:
