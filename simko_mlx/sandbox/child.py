@@ -2,6 +2,7 @@
 # it uses. Python 3.8, nothing of ours to import, nothing that isn't needed: it is part of every
 # start. It isn't trusted with anything: whatever it does before the program runs was checked from
 # outside, and whatever it sends afterwards may have been sent by the program.
+import builtins
 import json
 import os
 import resource
@@ -23,6 +24,7 @@ def main():
         request = json.loads(stream.read(length))
     del sys.argv[1:]
     sys.argv[0] = "main.py"
+    builtins.exit = builtins.quit = sys.exit  # what the module site, left out, would define
     if sys.path[:1] == [""]:
         del sys.path[0]
     if request["stdin"] is None:

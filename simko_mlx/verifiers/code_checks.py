@@ -1,4 +1,4 @@
-"""One call of the program's function, and whether plain data that came of it is what it should be."""
+"""One call of a program's function, and whether the data that came of it is what it should be."""
 
 from __future__ import annotations
 
