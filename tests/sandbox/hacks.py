@@ -1,3 +1,4 @@
+# ruff: noqa: E501  programs on few lines
 """Programs that want the reward without the work. None knows an expected value, none may get any.
 
 All are harmless without a sandbox as well, and end by themselves.

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  programs on few lines
 """Programs that are right, in all the ways in which people and models write them."""
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ def cases(*pairs: tuple[str, str]) -> dict[str, Any]:
 
 def calls(name: str, *pairs: tuple[list[Any], Any]) -> dict[str, Any]:
     return {
-        "tests": {"fn_name": name, "inputs": [a for a, _ in pairs], "outputs": [b for _, b in pairs]}
+        "tests": {
+            "fn_name": name,
+            "inputs": [a for a, _ in pairs],
+            "outputs": [b for _, b in pairs],
+        }
     }
 
 
