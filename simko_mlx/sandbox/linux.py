@@ -8,13 +8,14 @@ memory. bwrap ends it when the thread that started it ends (``--die-with-parent`
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import platform
 import select
 import signal
 import subprocess
-import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,8 @@ class LinuxSandbox:
     """One start of bwrap. ``init`` is the first process in there, as seen from out here."""
 
     def __init__(self, backend: Backend, limits: Limits):
+        _adopt_orphans()
         self.backend = backend
-        self.started = time.monotonic()
         self.init: int | None = None
         self._init_fd: int | None = None
         self.pipes = Pipes()
@@ -116,14 +117,18 @@ class LinuxSandbox:
             poll = select.poll()
             poll.register(self._init_fd, select.POLLIN)
             poll.poll(5000)
-            os.close(self._init_fd)
-            self._init_fd = None
         # Not waited for yet, so that its process id can't be another's. Its group is its own.
         if self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=5)
+        if self._init_fd is not None:
+            # bwrap may have gone first: then its dead child is ours to look after.
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PIDFD, self._init_fd, os.WEXITED | os.WNOHANG)
+            os.close(self._init_fd)
+            self._init_fd = None
         os.close(self._info)
         self.pipes.close()
         for stream in (self.process.stdout, self.process.stderr):
@@ -143,7 +148,8 @@ class LinuxSandbox:
             fd = os.pidfd_open(pid)
         except (ValueError, KeyError, ProcessLookupError):
             return None
-        if _status(pid).get("PPid") != str(self.process.pid):  # ended, and its id is another's now
+        parents = (str(self.process.pid), str(os.getpid()))
+        if _status(pid).get("PPid") not in parents:  # ended, and its id is another's by now
             os.close(fd)
             return None
         self.init, self._init_fd = pid, fd
@@ -179,6 +185,14 @@ def unsafe(pid: int, uid: int) -> str:
         except OSError as error:
             return f"the sandbox's {name} namespace can't be read ({error.strerror})"
     return ""
+
+
+@cache
+def _adopt_orphans() -> None:
+    """bwrap ends without waiting for its child. Were that left to process 1, which in many
+    containers never looks after anybody, every run would leave a dead process behind."""
+    set_child_subreaper = 36
+    ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
 
 
 def _status(pid: int) -> dict[str, str]:

@@ -210,7 +210,7 @@ OUTSIDE: dict[str, str] = {
         return 'made'
     """,
     "more open files": """
-        try: fds = [os.open('/dev/null', os.O_RDONLY) for _ in range(80)]
+        try: fds = [os.dup(0) for _ in range(80)]
         except OSError: return None
         for fd in fds: os.close(fd)
         return '80'
@@ -284,12 +284,12 @@ OUTSIDE: dict[str, str] = {
         go, kept = threading.Event(), []
         threading.stack_size(64 << 10)
         try:
-            for _ in range(80):
+            for _ in range(50):
                 kept.append(threading.Thread(target=go.wait, args=(5,)))
                 kept[-1].start()
         except RuntimeError: return None
         finally: go.set()
-        return '80'
+        return '50'
     """,
     "the name of the machine": "return os.uname().nodename if os.uname().nodename == o['host'] else None",
     "the list of users": "return 'there' if os.path.exists('/etc/passwd') else None",
@@ -335,8 +335,8 @@ INSIDE: dict[str, str] = {
     """,
     "system places are read-only": """
         places = ['/', '/usr', '/usr/bin', '/usr/lib', '/dev', '/proc/sys', '/proc/sys/kernel',
-                  '/proc/sysrq-trigger', '/proc/sys/kernel/core_pattern', '/proc/1/oom_score_adj']
-        found = [p for p in places[:-1] if os.access(p, os.W_OK)]
+                  '/proc/sysrq-trigger', '/proc/sys/kernel/core_pattern']
+        found = [p for p in places if os.access(p, os.W_OK)]
         return ' '.join(found) or None
     """,
     "memory of the kernel": """
@@ -378,9 +378,8 @@ INSIDE: dict[str, str] = {
         return 'typed'
     """,
     "a terminal": """
-        try: os.close(os.open('/dev/tty', os.O_RDWR | os.O_NOCTTY))
-        except OSError: return None
-        return 'opened'
+        controlling = reads('/proc/self/stat').rpartition(')')[2].split()[4]
+        return None if controlling == '0' and not os.isatty(0) else controlling
     """,
     "the other numbering of calls": """
         if os.uname().machine != 'x86_64': return None
@@ -451,13 +450,13 @@ BOMBS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "flood of descriptors": (
         "import os\nfor fd in range(3, 64):\n    try:\n"
-        "        for _ in range(512): os.write(fd, b'x' * 1024)\n    except OSError: pass",
+        "        for _ in range(128): os.write(fd, b'x' * 1024)\n    except OSError: pass",
         ("output", "crashed", "ok"),
     ),
     "memory": ("x = []\nfor _ in range(64): x.append(bytearray(16 << 20))", ("memory",)),
     "recursion": (
-        "import sys\nsys.setrecursionlimit(10**7)\ndef f(n): return n and f(n - 1)\nf(3 * 10**6)",
-        ("crashed", "memory", "timeout"),
+        "import sys\nsys.setrecursionlimit(10**7)\ndef f(n): return n and f(n - 1)\nf(10**6)",
+        ("ok", "crashed", "memory", "timeout"),
     ),
     "deep in C": (
         "x = []\nfor _ in range(2 * 10**5): x = [x]\nrepr(x)", ("crashed", "memory"),
