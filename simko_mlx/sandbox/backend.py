@@ -157,8 +157,8 @@ def _interpreter(uid: int) -> tuple[str, str]:
 
 def _is_narrow(prefix: str) -> bool:
     """Whether it holds a Python rather than somebody's files."""
-    home = os.path.realpath(Path.home())
-    return prefix != "/" and not _inside(home, prefix)
+    home = os.path.expanduser("~")  # stays "~" for a user without one
+    return prefix != "/" and not _inside(os.path.realpath(home), prefix)
 
 
 def _inside(path: str, folder: str) -> bool:

@@ -35,8 +35,11 @@ def main():
 
 
 def set_limits(wanted):
-    """Sets each limit and says what the system then has."""
+    """Sets each limit, unless it is tighter already, and says what the system then has."""
     for name, (soft, hard) in wanted.items():
+        least = resource.getrlimit(getattr(resource, name))[1]
+        if least != resource.RLIM_INFINITY:
+            soft, hard = min(soft, least), min(hard, least)
         resource.setrlimit(getattr(resource, name), (soft, hard))
     try:  # deep recursion of a program is fine; memory is limited elsewhere
         hard = resource.getrlimit(resource.RLIMIT_STACK)[1]

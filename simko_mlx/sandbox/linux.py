@@ -42,11 +42,11 @@ def options(backend: Backend, limits: Limits) -> list[str]:
             words += ["--symlink", os.readlink(f"/{name}"), f"/{name}"]
         elif os.path.isdir(f"/{name}"):
             words += ["--ro-bind", f"/{name}", f"/{name}"]
-    if backend.prefix != "/usr" and not backend.prefix.startswith("/usr/"):
-        words += ["--ro-bind", backend.prefix, backend.prefix]
     size = str(limits.folder)
     words += ["--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--size", size]
     words += ["--tmpfs", "/dev/shm", "--perms", "0700", "--size", size, "--tmpfs", FOLDER]
+    if backend.prefix != "/usr" and not backend.prefix.startswith("/usr/"):
+        words += ["--ro-bind", backend.prefix, backend.prefix]
     return [*words, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", FOLDER]
 
 

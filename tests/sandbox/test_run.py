@@ -112,7 +112,7 @@ def test_a_sandbox_that_can_not_be_trusted_runs_nothing(monkeypatch, folder):
 
 def test_limits_that_did_not_take_run_nothing(monkeypatch, folder):
     wanted = runs.rlimits
-    other = Limits(file_size=1 << 30)
+    other = Limits(file_size=1 << 10)
     monkeypatch.setattr(runs, "rlimits", lambda limits, platform: wanted(other, platform))
     outcome = run_plain(monkeypatch, Job("open('ran', 'w')", stdin=""), FAST)
     assert outcome.status == "infra" and outcome.detail.startswith("limits did not take")
