@@ -205,7 +205,8 @@ def compare(records: list[dict[str, Any]], checks: tuple[Check, ...]) -> str:
     """Why these records, one for each check in order, don't pass; empty if they do."""
     for number, (record, check) in enumerate(zip(records, checks, strict=False), 1):
         if "error" in record:
-            error = str(record["error"])[:200]
+            error = record["error"]
+            error = error[:200] if isinstance(error, str) else "malformed"
             kind = "memory" if error.startswith("MemoryError") else "crashed"
             return f"{kind}: case {number}: {error}"
         if set(record) != {"value"}:

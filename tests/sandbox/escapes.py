@@ -309,6 +309,14 @@ INSIDE: dict[str, str] = {
         held = status['NoNewPrivs'].split() == ['1'] and status['Seccomp'].split() == ['2']
         return None if held and not any(caps) and '0' not in status['Uid'].split() else str(caps)
     """,
+    "the first process is as confined": """
+        status = dict(l.split(':', 1) for l in open('/proc/1/status').read().splitlines())
+        caps = [status['Cap' + n].strip('\\t0') for n in ('Inh', 'Prm', 'Eff', 'Bnd', 'Amb')]
+        if any(caps) or status['Seccomp'].split() != ['2']: return str(status)
+        for name in ('AS', 'NPROC', 'FSIZE', 'NOFILE', 'CPU', 'CORE'):
+            which = getattr(resource, 'RLIMIT_' + name)
+            if resource.prlimit(1, which) != resource.getrlimit(which): return name
+    """,
     "become root": """
         for name in ('setuid', 'seteuid', 'setgid', 'setegid'):
             try: getattr(os, name)(0)
