@@ -14,14 +14,20 @@ if TYPE_CHECKING:
 @click.command("doctor")
 @click.option("--model", metavar="M", help="Look at this model's head; default: a common shape.")
 @click.option("--recheck", is_flag=True, help="Forget earlier verdicts on the Metal kernels.")
+@click.option(
+    "--sandbox", is_flag=False, flag_value=0, type=int, metavar="[UID]",
+    help="Only try the sandbox of the verifier code; as root on Linux, as the user UID.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else on stdout.")
-def command(model: str | None, recheck: bool, as_json: bool) -> int:
+def command(model: str | None, recheck: bool, sandbox: int | None, as_json: bool) -> int:
     """Show what this machine offers, and whether the Metal kernels are used.
 
     Exit code 1 where something that the machine has does not work.
     """
-    from . import ui
+    from . import doctor_sandbox, ui
 
+    if sandbox is not None:
+        return doctor_sandbox.tell(sandbox or None, as_json=as_json)
     with ui.user_errors():
         from simko_mlx.doctor import examine
 

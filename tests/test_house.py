@@ -17,7 +17,7 @@ LAYERS = [
     # when they are asked for
     {"types", "config", "config_sources", "imports", ""},
     {"kernels", "graphs", "advantages", "advice", "interrupts", "metrics", "until"},
-    {"losses", "batching", "data", "verifiers", "assets", "prompts"},
+    {"losses", "batching", "data", "sandbox", "verifiers", "assets", "prompts"},
     {
         "adapters",
         "checkpoint",
@@ -58,7 +58,7 @@ LAYERS = [
     {"cli"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-PURE = ("simko_mlx.types", "simko_mlx.verifiers")
+PURE = ("simko_mlx.types", "simko_mlx.sandbox", "simko_mlx.verifiers")
 FILE_LINES, FUNCTION_LINES, COMMAND_LINES = 400, 60, 90
 COMMANDS = ("train", "eval", "probe", "verify", "data", "plan", "doctor")
 

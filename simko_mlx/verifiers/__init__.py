@@ -34,6 +34,7 @@ VERIFIERS: dict[str, str] = {
     "format": "simko_mlx.verifiers.format:verify",
     "constraints": "simko_mlx.verifiers.constraints:verify",
     "summary": "simko_mlx.verifiers.summary:verify",
+    "code": "simko_mlx.verifiers.code:verify",
 }
 
 
