@@ -18,6 +18,7 @@ __all__ = ["SOURCES", "Dataset", "load"]
 
 SOURCES: dict[str, str] = {
     "countdown": "simko_mlx.data.generated:countdown",
+    "instructions": "simko_mlx.data.instructions:load",
     "jsonl": "simko_mlx.data.files:load",
     "parquet": "simko_mlx.data.files:load",
 }
