@@ -27,6 +27,7 @@ VERIFIERS: dict[str, str] = {
     "countdown": "simko_mlx.verifiers.countdown:verify",
     "number": "simko_mlx.verifiers.number:verify",
     "exact": "simko_mlx.verifiers.exact:verify",
+    "constraints": "simko_mlx.verifiers.constraints:verify",
 }
 
 
