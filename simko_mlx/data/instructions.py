@@ -25,6 +25,7 @@ from simko_mlx.types import Problem, UserError
 
 SPLITS = ("train", "heldout")
 HELDOUT_ONE_IN = 10
+MISSES = 100  # tasks in a row that were drawn before: the split is as good as empty
 SINGLE = 0.25  # share of problems with one constraint beside the animal
 KINDS: Mapping[str, tuple[Any, ...]] = {
     "words": (4, 5, 6, 7, 8, 9, 10),
@@ -146,17 +147,18 @@ def generate(*, split: str, size: int, seed: int) -> list[Problem]:
     """
     if split not in SPLITS:
         raise ValueError(f"There is no split {split!r}; use one of {', '.join(SPLITS)}.")
-    found: dict[str, Problem] = {}
-    source = tasks(split, seed)
-    for tries in range(20 * size + 1):
-        if len(found) == size:
-            return list(found.values())
-        problem = to_problem(next(source), tries)
-        found.setdefault(problem.id, problem)
-    raise ValueError(
-        f"The {split} split of the instructions gave {len(found)} different problems in "
-        f"{20 * size} tries, but size={size} needs more; ask for a smaller size."
-    )
+    found: dict[Task, None] = {}
+    source, misses = tasks(split, seed), 0
+    while len(found) < size and misses < MISSES:
+        task = next(source)
+        misses = misses + 1 if task in found else 0
+        found[task] = None
+    if len(found) < size:
+        raise ValueError(
+            f"The {split} split of the instructions has hardly more than {len(found)} problems, "
+            f"but size={size} needs more; ask for a smaller size."
+        )
+    return [to_problem(task, place) for place, task in enumerate(found)]
 
 
 def to_problem(task: Task, seed: int) -> Problem:
