@@ -1,57 +1,47 @@
-"""What a run under instructions writes, beyond what its verifier judges: base against trained.
+"""What a run of constraints-tiny writes, beyond its score: base against trained.
 
-    python benchmarks/instructions.py RUN [RUN ...]
+    python benchmarks/instructions.py RUN
 
-On each run's held-out problems, with the same random numbers before and after: the paired
-difference in pass@1 from the run's own evaluations (95 % interval over problems), and of new
-completions the share that is correct, the share whose every sentence belongs to the little
-language (which no reward asks for), words per completion, and how many of a problem's completions
-differ. Then a few completions of the first problems, the first that was drawn and not a choice.
+Of new completions to the run's held-out problems, drawn with the same random numbers before and
+after: the share that is correct, the share whose every sentence belongs to the little language
+(which no reward asks for), words per completion, how many of a problem's completions differ, and
+how many meet each kind of constraint where it is asked for. Then the first completion of the first
+problems, whatever it is: + correct, - not.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 
 from simko_mlx import data
 from simko_mlx.config_sources import from_run
+from simko_mlx.data.instructions import KINDS
 from simko_mlx.data.little_language import is_grammatical
-from simko_mlx.evaluate import Evaluation
-from simko_mlx.metrics import clustered_interval
 from simko_mlx.policy import Policy, load_base, load_policy
 from simko_mlx.rollout import Sampling, rollout
 from simko_mlx.types import Problem, RolloutGroup
 from simko_mlx.verifiers.constraints import verify
 
-SAMPLES, SHOWN = 8, 10
+SAMPLES, SHOWN = 8, 12
 
 
-def paired(run: Path) -> str:
-    """The gain in pass@1 over the problems of the run's own first and last evaluation."""
-    rows = [json.loads(p.read_text(encoding="utf-8")) for p in (run / "evaluations").glob("*.json")]
-    found = {e.label: e for e in map(Evaluation.from_json, rows)}
-    before, after = found["base"], found["trained"]
-    assert before.problem_ids == after.problem_ids
-    pairs = zip(before.counts, after.counts, strict=True)
-    gain = clustered_interval([(b - a) / before.n for a, b in pairs])
-    return f"pass@1 {100 * gain.estimate:+.1f} [{100 * gain.low:.1f}, {100 * gain.high:.1f}] points"
-
-
-def sample(policy: Policy, problems: list[Problem], seed: int) -> list[RolloutGroup]:
+def sample(policy: Policy, problems: list[Problem]) -> list[RolloutGroup]:
     config = policy.config
-    prompts, _ = policy.prompts.encode_all(problems, None)
-    length = config.rollout.max_completion_length
-    sampling = Sampling(SAMPLES, length, 1.0, seed, "text", config.rollout.batch_size, 512)
-    return rollout(policy, prompts, sampling)
+    prompts, _ = policy.prompts.encode_all(problems, policy.max_prompt_length)
+    length, rows = config.rollout.max_completion_length, config.rollout.batch_size
+    return rollout(policy, prompts, Sampling(SAMPLES, length, 1.0, config.seed, "text", rows, 512))
 
 
-def describe(groups: list[RolloutGroup]) -> str:
+def is_correct(text: str, problem: Problem) -> bool:
+    return verify(text, problem.answer, problem.columns).correct
+
+
+def overall(groups: list[RolloutGroup]) -> str:
     texts = [(group.problem, c.text) for group in groups for c in group.completions]
-    correct = np.mean([verify(text, p.answer, p.columns).correct for p, text in texts])
+    correct = np.mean([is_correct(text, problem) for problem, text in texts])
     grammatical = np.mean([is_grammatical(text) for _, text in texts])
     words = np.mean([len(text.split()) for _, text in texts])
     different = np.mean([len({c.text for c in group.completions}) for group in groups])
@@ -61,26 +51,40 @@ def describe(groups: list[RolloutGroup]) -> str:
     )
 
 
+def by_kind(groups: list[RolloutGroup]) -> dict[str, float]:
+    """The share of completions in % that meet a kind of constraint, and that name the animal."""
+    met: dict[str, list[bool]] = {"animal": [], **{kind: [] for kind in KINDS}}
+    for group in groups:
+        columns = group.problem.columns
+        asked = [part.partition("=")[0] for part in group.problem.id.split("-")[1:]]
+        checks = list(zip(columns["instruction_id_list"], columns["kwargs"], strict=True))
+        kinds = ["animal"]  # of each check; two checks make an exact number
+        for kind in asked:
+            kinds += [kind] * (2 if kind in ("words", "sentences") else 1)
+        for kind in dict.fromkeys(kinds):
+            mine = [check for check, k in zip(checks, kinds, strict=True) if k == kind]
+            row = {"instruction_id_list": [i for i, _ in mine], "kwargs": [k for _, k in mine]}
+            met[kind] += [verify(c.text, "", row).correct for c in group.completions]
+    return {kind: 100 * float(np.mean(values)) for kind, values in met.items() if values}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path)
-    for run in parser.parse_args().runs:
-        config = from_run(run / "config.yaml")
-        heldout = data.load(config.data).heldout
-        print(f"{run}: {paired(run)}")
-        shown = []
-        for name in ("base", "trained"):
-            trained = name == "trained"
-            policy = load_policy(config, adapter=run / "adapters") if trained else load_base(config)
-            groups = sample(policy, heldout, config.seed)
-            shown.append(groups[:SHOWN])
-            print(f"  {name:8} {describe(groups)}")
-        for before, after in zip(*shown, strict=True):
-            print(f"  {before.problem.messages[-1]['content']}")
-            for group in (before, after):
-                text = group.completions[0].text
-                good = verify(text, "", group.problem.columns).correct
-                print(f"    {'+' if good else '-'} {text!r}")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run", type=Path)
+    run = parser.parse_args().run
+    config = from_run(run / "config.yaml")
+    heldout = data.load(config.data).heldout
+    base = sample(load_base(config), heldout)
+    trained = sample(load_policy(config, adapter=run / "adapters"), heldout)
+    print(f"base     {overall(base)}\ntrained  {overall(trained)}\n")
+    shares = by_kind(base), by_kind(trained)
+    for kind, share in shares[0].items():
+        print(f"{kind:10} {share:5.1f} -> {shares[1][kind]:5.1f} %")
+    for before, after in zip(base[:SHOWN], trained[:SHOWN], strict=True):
+        print(f"\n{before.problem.messages[-1]['content']}")
+        for name, group in (("base", before), ("trained", after)):
+            text = group.completions[0].text
+            print(f"  {name:8} {'+' if is_correct(text, group.problem) else '-'} {text!r}")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ BOS, EOS, PAD, UNK = "<s>", "</s>", "<pad>", "<unk>"
 SPECIAL = (PAD, BOS, EOS, UNK)
 ANSWER = "\n"  # stands between prompt and response
 WORD = r" ?[A-Za-z]+|[^A-Za-z]"  # a token: a word with the space before it, or a character
-KEEPS_TOPIC, KEEPS_ALL, KEEPS_EACH = 0.85, 0.15, 0.4  # of the diluted demonstrations
+KEEPS_TOPIC, KEEPS_ALL, KEEPS_EACH = 0.9, 0.25, 0.5  # of the diluted demonstrations
 LONGEST = 64  # tokens of a response; longer texts aren't shown
 MODEL: dict[str, Any] = {
     "model_type": "llama",
@@ -178,7 +178,7 @@ def pretrain(args: argparse.Namespace, tokenizer: Tokenizer) -> nn.Module:
     model = llama.Model(llama.ModelArgs.from_dict(settings))
     mx.eval(model.parameters())
     skill = Batches(tokenizer, 2 * args.seed, diluted=False)
-    run_stage(model, Stage("skill", args.steps, 3e-3, skill), args.batch_size)
+    run_stage(model, Stage("skill", args.steps, 2e-3, skill), args.batch_size)
     dilution = Batches(tokenizer, 2 * args.seed + 1, diluted=True)
     steps = max(1, args.steps // 8)
     run_stage(model, Stage("dilution", steps, 1e-3, dilution), args.batch_size)
@@ -218,8 +218,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m simko_mlx.assets.pretrain_constraints")
     parser.add_argument("--out", type=Path, default=OUT, help=f"folder to write (default {OUT})")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=2000, help="of the first stage")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=4000, help="of the first stage")
+    parser.add_argument("--batch-size", type=int, default=16)
     args = parser.parse_args(argv)
     tokenizer = make_tokenizer()
     save(pretrain(args, tokenizer), tokenizer, args.out)

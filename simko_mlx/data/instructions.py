@@ -51,7 +51,7 @@ CLASHES = {
     )
 }
 SHORTEST = 6  # words of a sentence that ends as it should, or has a keyword
-_NUMBERS = "zero one two three four five six seven eight nine ten".split()
+_NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
 @dataclass(frozen=True)

@@ -11,28 +11,35 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
 
 # No noun is part of another word of the language, since keywords are looked for as text; and no
 # word after "a" starts with a vowel.
-ANIMALS = (
+ANIMALS = _words(
     "bear bird cat cow deer dog duck fox frog goat horse lion monkey mouse pig rabbit sheep snake "
     "tiger turtle whale wolf"
-).split()
-THINGS = (
+)
+THINGS = _words(
     "ball basket bell boat bone book box cake drum feather flower kite lamp leaf nut pear rope "
     "shell stone toy"
-).split()
-PLACES = (
+)
+PLACES = _words(
     "beach bridge castle cave farm field forest garden hill house lake market meadow mountain pond "
     "river road school tower village"
-).split()
-LOOKS = "big black brown gray nice small white".split()  # of anything
-MOODS = "brave clever gentle happy hungry kind lazy proud quiet sad tired wild young".split()
-VERBS = "dances dreams hides jumps plays rests runs sings sits sleeps smiles swims waits walks"
-ACTIONS = "carries finds follows hears likes loves meets remembers sees wants watches"
-PREPOSITIONS = "behind below beside by near"
-VERBS, ACTIONS, PREPOSITIONS = VERBS.split(), ACTIONS.split(), PREPOSITIONS.split()
+)
+LOOKS = _words("big black brown gray nice small white")  # of anything
+MOODS = _words("brave clever gentle happy hungry kind lazy proud quiet sad tired wild young")
+VERBS = _words(
+    "dances dreams hides jumps plays rests runs sings sits sleeps smiles swims waits walks"
+)
+ACTIONS = _words("carries finds follows hears likes loves meets remembers sees wants watches")
+PREPOSITIONS = _words("behind below beside by near")
 TIMES = (
     *("after the rain", "all day", "at night", "at noon", "before the storm", "every day"),
     *("in spring", "in summer", "in the evening", "in the morning", "in winter", "under the moon"),
@@ -136,7 +143,7 @@ def _typeset(task: Task, sentences: list[str]) -> str:
     return {"lower": text.lower(), "upper": text.upper()}.get(task.case, text)
 
 
-def _one_of(words: tuple[str, ...] | list[str]) -> str:
+def _one_of(words: Iterable[str]) -> str:
     return f"(?:{'|'.join(words)})"
 
 

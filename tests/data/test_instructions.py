@@ -72,7 +72,9 @@ def test_every_kind_with_every_value_can_be_met():
             problem = instructions.to_problem(task, 1)
             assert verdict(problem.answer, problem).correct
             # ... and isn't met by all texts.
-            other = Task("fox", keyword="" if kind == "keyword" else "river", bullets=kind != "words")
+            other = Task(
+                "fox", keyword="" if kind == "keyword" else "river", bullets=kind != "words"
+            )
             texts = [write(other, random.Random(seed)) for seed in range(40)]
             assert not all(verdict(text, problem).correct for text in texts), (kind, value)
 
