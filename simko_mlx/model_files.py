@@ -20,6 +20,8 @@ from mlx_lm.utils import (
 from simko_mlx.types import UserError, require
 
 EMBEDDED = Path(__file__).parent / "assets" / "countdown_tiny"
+# Models of recipes that a shipped script makes, and how it is run.
+MADE = {"models/constraints-tiny": "python -m simko_mlx.assets.pretrain_constraints"}
 
 
 def find_model(name: str, *, weights: bool = True) -> Path:
@@ -33,6 +35,11 @@ def find_model(name: str, *, weights: bool = True) -> Path:
         return EMBEDDED
     path = Path(name).expanduser()
     if not path.exists():
+        require(
+            name not in MADE,
+            f"model is {name!r}, which this folder hasn't got yet: make it, in some minutes, with "
+            f"`{MADE.get(name)}`.",
+        )
         looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
         require(not looks_local, f"model is {name!r}: there is no such folder.")
         path = _from_hub(name, weights)

@@ -19,6 +19,7 @@ __all__ = ["SOURCES", "Dataset", "load"]
 
 SOURCES: dict[str, str] = {
     "countdown": "simko_mlx.data.generated:countdown",
+    "instructions": "simko_mlx.data.instructions:load",
     "jsonl": "simko_mlx.data.files:load",
     "json": "simko_mlx.data.files:load",
     "csv": "simko_mlx.data.files:load",
