@@ -39,8 +39,9 @@ def solved(prompt: PromptConfig, data: DataConfig) -> list[Example]:
         found, _ = read(where, dataclasses.replace(data, limit=None), "prompt.few_shot_path")
     heldout = {_key(p.messages) for p in dataset.heldout}
     found = [p for p in found if _key(p.messages) not in heldout]
+    needed = prompt.few_shot + (prompt.few_shot_path is None)  # each of these is a question, too
     require(
-        len(found) >= prompt.few_shot,
+        len(found) >= needed,
         f"prompt.few_shot is {prompt.few_shot} but there are only {len(found)} examples in "
         f"{where} whose prompts aren't held out: lower it.",
     )

@@ -64,5 +64,5 @@ def test_what_is_shown_as_the_answer_may_be_another_column(data):
 
 def test_too_few_examples(data):
     with pytest.raises(UserError, match="only 8 examples in the problems to train on"):
-        solved(PromptConfig(few_shot=9), data)
-    assert len(solved(PromptConfig(few_shot=8), data)) == 8
+        solved(PromptConfig(few_shot=8), data)
+    assert len(solved(PromptConfig(few_shot=7), data)) == 8
