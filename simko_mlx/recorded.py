@@ -9,7 +9,7 @@ from typing import Any
 
 from simko_mlx import data
 from simko_mlx.config import Config
-from simko_mlx.data.files import jsonl_rows
+from simko_mlx.data.jsonl import rows as jsonl_rows
 from simko_mlx.data.rows import BadRow, json_able, lookup
 from simko_mlx.types import STOP, Completion, Problem, RolloutGroup, UserError, Verdict, require
 from simko_mlx.verifiers.pool import VerifierPool
