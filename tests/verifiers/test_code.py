@@ -280,7 +280,7 @@ def test_one_reading_of_expected_values_must_hold_throughout(sandbox):
 def test_what_a_program_causes_is_worth_nothing(sandbox, status):
     for columns in (ONE, {"tests": [{"input": "", "output": "1"}]}):
         # Even if all that it said is right.
-        sandbox.says(Outcome(status, "why", b"1", [{"value": 2}]))
+        sandbox.says(Outcome(status, "why", b"1", [{"value": 2}]), gave(1))
         verdict = verify("x", "", columns)
         assert (verdict.reward, verdict.correct, verdict.fault) == (0.0, False, False)
         assert verdict.detail.startswith(status) and verdict.detail.endswith("why")
@@ -292,6 +292,15 @@ def test_what_the_sandbox_causes_is_no_reward_at_all(sandbox):
         verdict = verify("x", "", columns)
         assert (verdict.reward, verdict.correct, verdict.fault) == (None, False, True)
         assert "why" in verdict.detail
+
+
+def test_a_time_out_that_an_empty_program_hits_too_is_the_machines(sandbox):
+    for columns in (ONE, {"tests": [{"input": "", "output": "1"}]}):
+        for control in ("timeout", "infra", "crashed"):
+            sandbox.says(Outcome("timeout", "5 s"), Outcome(control, "busy"))
+            verdict = verify("x", "", columns)
+            assert (verdict.reward, verdict.correct, verdict.fault) == (None, False, True)
+            assert "busy" in verdict.detail
 
 
 def test_scripts_stop_at_the_first_wrong_case(sandbox):
