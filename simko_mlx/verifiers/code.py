@@ -124,7 +124,7 @@ def extract(completion: str) -> str:
             lines.append(line)
     if fence and not other:  # cut off before its end
         found[marked] = "\n".join(lines)
-    return _dedent(found.get(True, found.get(False, completion)))
+    return _dedent(found.get(True, found.get(False, completion)).removeprefix("\ufeff"))
 
 
 def _dedent(code: str) -> str:
