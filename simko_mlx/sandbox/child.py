@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def main():
     settings = json.loads(sys.argv[1])
-    ready = {"limits": set_limits(settings["limits"]), "sees": sees(settings["hidden"])}
+    limits = [set_limits(pid, settings["limits"]) for pid in settings["limited"]]
+    ready = {"limits": limits, "sees": sees(settings["hidden"])}
+    deep_stack()
     send(settings["results"], ready)
     with os.fdopen(settings["requests"], "rb") as stream:
         (length,) = struct.unpack("!I", stream.read(4))
@@ -34,21 +36,35 @@ def main():
         run_script(request)
 
 
-def set_limits(wanted):
-    """Sets each limit, unless it is tighter already, and says what the system then has."""
+def set_limits(pid, wanted):
+    """Sets each limit, unless it is tighter already, and says what the system then has. Process 0
+    is this one."""
     for name, (soft, hard) in wanted.items():
-        least = resource.getrlimit(getattr(resource, name))[1]
+        least = get_limit(pid, name)[1]
         if least != resource.RLIM_INFINITY:
             soft, hard = min(soft, least), min(hard, least)
-        resource.setrlimit(getattr(resource, name), (soft, hard))
-    try:  # deep recursion of a program is fine; memory is limited elsewhere
+        which = getattr(resource, name)
+        if pid:
+            resource.prlimit(pid, which, (soft, hard))
+        else:
+            resource.setrlimit(which, (soft, hard))
+    return {name: list(get_limit(pid, name)) for name in wanted}
+
+
+def get_limit(pid, name):
+    which = getattr(resource, name)
+    return resource.prlimit(pid, which) if pid else resource.getrlimit(which)
+
+
+def deep_stack():
+    """Deep recursion of a program is fine; memory is limited elsewhere."""
+    try:
         hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
         roomy = 64 << 20
         soft = roomy if hard == resource.RLIM_INFINITY else min(roomy, hard)
         resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
     except (OSError, ValueError):
         pass
-    return {name: list(resource.getrlimit(getattr(resource, name))) for name in wanted}
 
 
 def sees(path):

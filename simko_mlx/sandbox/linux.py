@@ -12,7 +12,6 @@ import ctypes
 import json
 import os
 import platform
-import resource
 import select
 import signal
 import subprocess
@@ -22,7 +21,7 @@ from typing import Any
 
 from simko_mlx.sandbox import seccomp
 from simko_mlx.sandbox.backend import Backend
-from simko_mlx.sandbox.limits import Limits, rlimits
+from simko_mlx.sandbox.limits import Limits
 from simko_mlx.sandbox.runner import Pipes, python_command
 
 FOLDER = "/tmp"
@@ -56,7 +55,7 @@ class LinuxSandbox:
 
     def __init__(self, backend: Backend, limits: Limits):
         _adopt_orphans()
-        self.backend, self.limits = backend, limits
+        self.backend = backend
         self.init: int | None = None
         self._init_fd: int | None = None
         self.pipes = Pipes()
@@ -102,11 +101,7 @@ class LinuxSandbox:
         if len(inside) != 1:
             return f"there are {len(inside)} processes in the sandbox instead of one"
         user = os.geteuid() if self.backend.uid is None else self.backend.uid
-        reason = unsafe(inside[0], user) or unsafe(init, user)
-        try:
-            return reason or _limit(init, self.limits)
-        except OSError as error:
-            return f"the sandbox's first process can't be limited ({error.strerror})"
+        return unsafe(inside[0], user) or unsafe(init, user)
 
     def excess(self) -> str:
         """Nothing to watch: limits and sizes bind, and there is one process only."""
@@ -189,20 +184,6 @@ def unsafe(pid: int, uid: int) -> str:
                 return f"the sandbox has no {name} namespace of its own"
         except OSError as error:
             return f"the sandbox's {name} namespace can't be read ({error.strerror})"
-    return ""
-
-
-def _limit(pid: int, limits: Limits) -> str:
-    """bwrap's own process in there has the program's user, so that the program might make it work
-    for itself: it gets the same limits. Says what did not take."""
-    for name, (soft, hard) in rlimits(limits, "linux").items():
-        which = getattr(resource, name)
-        least = resource.prlimit(pid, which)[1]
-        if least != resource.RLIM_INFINITY:
-            soft, hard = min(soft, least), min(hard, least)
-        resource.prlimit(pid, which, (soft, hard))
-        if resource.prlimit(pid, which) != (soft, hard):
-            return f"{name} did not take for the sandbox's first process"
     return ""
 
 

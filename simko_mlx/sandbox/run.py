@@ -58,6 +58,10 @@ class Job:
         }
 
 
+CONTROL = Job("def one():\n    return 1\n", calls=[Call("one")])
+"""A program that can't fail: where it does, something else is wrong."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """``status`` is one of the names above: "ok" says that it ended by itself and without error,
@@ -117,7 +121,7 @@ def run(job: Job, backend: Backend, limits: Limits) -> Outcome:
 
 def check_works(backend: Backend) -> None:
     """Raises UserError, with what the system said, unless a program runs in this sandbox."""
-    outcome = run(Job("def one():\n    return 1\n", calls=[Call("one")]), backend, Limits())
+    outcome = run(CONTROL, backend, Limits())
     if outcome.status == OK and outcome.records == [{"value": 1}]:
         return
     hint = "run simko-mlx doctor --sandbox to see what is missing"
@@ -203,8 +207,13 @@ class _Session:
             except frames.Malformed as error:
                 raise _Over(INFRA, f"the sandbox sent {error}") from error
         del self.heard[self.results][:end]
-        if reason := _loose(record.get("limits"), rlimits(self.limits, self.backend.platform)):
-            raise _Over(INFRA, reason)
+        limits = record.get("limits")
+        wanted = rlimits(self.limits, self.backend.platform)
+        if not isinstance(limits, list) or not limits:
+            raise _Over(INFRA, "the sandbox did not tell its limits")
+        for found in limits:
+            if reason := _loose(found, wanted):
+                raise _Over(INFRA, reason)
         if record.get("sees") is not False:
             raise _Over(INFRA, "the sandbox sees files outside")
         if reason := self.sandbox.distrust():

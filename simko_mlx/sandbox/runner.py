@@ -48,6 +48,9 @@ def python_command(
         "requests": pipes.inner[0],
         "results": pipes.inner[1],
         "limits": rlimits(limits, platform),
+        # bwrap's own process in there has the program's user, so that the program might make it
+        # work for itself: it gets the same limits.
+        "limited": [0, 1] if platform == "linux" else [0],
         "hidden": hidden,
     }
     return [python, "-s", "-S", "-B", "-X", "utf8", "-c", source(), json.dumps(settings)]

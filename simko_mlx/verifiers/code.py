@@ -124,7 +124,7 @@ def extract(completion: str) -> str:
             lines.append(line)
     if fence and not other:  # cut off before its end
         found[marked] = "\n".join(lines)
-    return _dedent(found.get(True, found.get(False, completion)))
+    return _dedent(found.get(True, found.get(False, completion)).removeprefix("\ufeff"))
 
 
 def _dedent(code: str) -> str:
@@ -153,7 +153,7 @@ def _judge_scripts(
         )
         outcome = sandboxes.run(Job(code, stdin=given), backend, run_limits)
         if outcome.status != sandboxes.OK:
-            return _failed(outcome, taken, f"case {number}")
+            return _failed(_controlled(outcome, backend), taken, f"case {number}")
         printed = outcome.stdout.decode("utf-8", "replace")
         if not prints(printed, expected):
             detail = f"wrong: case {number} printed {_short(printed)}, not {_short(expected)}"
@@ -192,7 +192,7 @@ def _judge_calls(code: str, taken: str, tests: Calls, backend: Backend, limits: 
     job = Job(code, calls=tests.calls, typing=tests.typing)
     outcome = sandboxes.run(job, backend, limits)
     if outcome.status != sandboxes.OK:
-        return _failed(outcome, taken)
+        return _failed(_controlled(outcome, backend), taken)
     reason = ""
     for checks in tests.readings:
         reason = compare(outcome.records, checks)
@@ -226,6 +226,16 @@ def _wanted(check: Check) -> str:
     if check.how in ("truthy", "falsy"):
         return f"something {check.how}"
     return _short(check.expected) if check.how == "equal" else f"nearly {_short(check.expected)}"
+
+
+def _controlled(outcome: Outcome, backend: Backend) -> Outcome:
+    """A time-out is the machine's fault where a program that does nothing doesn't end well now."""
+    if outcome.status == sandboxes.TIMEOUT:
+        control = sandboxes.run(sandboxes.CONTROL, backend, Limits(wall=2.0))
+        if control.status != sandboxes.OK:
+            detail = f"not even an empty program ended well: {control.detail}"
+            return Outcome(sandboxes.INFRA, detail)
+    return outcome
 
 
 def _failed(outcome: Outcome, taken: str, where: str = "") -> Verdict:

@@ -58,6 +58,7 @@ class _Reader:
         self.names: dict[str, Any] = {}
         self.aliases: dict[str, str] = {}
         self.entry_point = entry_point
+        self.builtins = False  # whether a call of a builtin may be one of the program's function
 
     def statements(self, body: list[ast.stmt]) -> Iterator[Check]:
         for statement in body:
@@ -98,6 +99,7 @@ class _Reader:
             for part in test.values:
                 yield from self.condition(part, whole)
             return
+        self.builtins = False
         try:
             check = self._check(test)
         except _NotLiteral:
@@ -124,14 +126,23 @@ class _Reader:
             return self._distance(left, self.literal(right), strictly=isinstance(op, ast.Lt))
         if not isinstance(op, (ast.Eq, ast.Is)):
             return None
-        for one, other in ((left, right), (right, left)):
-            side = self.side(one)
-            if side is not None:
-                value = self.literal(other)
-                if isinstance(op, ast.Is) and not (value is None or isinstance(value, bool)):
-                    return None
-                return Check(side[1], value, "equal", side[0])
+        # set([1]) is a literal; but some problems ask for a function that is called sum.
+        for self.builtins in (False, True):
+            for one, other in ((left, right), (right, left)):
+                side = self.side(one)
+                if side is not None and self._is_literal(other):
+                    value = self.literal(other)
+                    if isinstance(op, ast.Is) and not (value is None or isinstance(value, bool)):
+                        return None
+                    return Check(side[1], value, "equal", side[0])
         return None
+
+    def _is_literal(self, node: ast.expr) -> bool:
+        try:
+            self.literal(node)
+        except _NotLiteral:
+            return False
+        return True
 
     def _distance(self, left: ast.expr, tolerance: Any, *, strictly: bool) -> Check | None:
         """abs(f(x) - literal)"""
@@ -189,8 +200,8 @@ class _Reader:
     def _function(self, node: ast.expr) -> str | None:
         if isinstance(node, ast.Name):
             name = self.aliases.get(node.id, node.id)
-            # float("inf") is a literal, unless it is what the problem asks for.
-            return None if name in _MAKERS and name != self.entry_point else name
+            builtin = name in _MAKERS and name != self.entry_point
+            return None if builtin and not self.builtins else name
         of_solution = (
             isinstance(node, ast.Attribute)
             and isinstance(node.value, ast.Call)

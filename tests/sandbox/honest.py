@@ -158,6 +158,25 @@ HONEST: dict[str, tuple[dict[str, Any], str]] = {
         tests("assert f(20000) == 20000"),
         "import sys\nsys.setrecursionlimit(10**6)\ndef f(n):\n    return 0 if n == 0 else 1 + f(n - 1)",
     ),
+    "deep recursion through a cache": (
+        tests("assert f(30000) == 30000"),
+        "import sys\nfrom functools import lru_cache\nsys.setrecursionlimit(10**6)\n"
+        "@lru_cache(None)\ndef f(n): return 0 if n == 0 else 1 + f(n - 1)",
+    ),
+    "named as a builtin": (
+        tests("assert sum(10, 15) == 6", "assert sum(7, 7) == 8"),
+        "def sum(a, b):\n    t = 0\n    for i in range(1, min(a, b) + 1):\n"
+        "        if a % i == b % i == 0: t += i\n    return t",
+    ),
+    "sqlite, pickle, logging": (
+        tests("assert f() == 2"),
+        "import sqlite3, pickle, logging\nlogging.warning('x')\ndef f():\n"
+        "    c = sqlite3.connect(':memory:')\n"
+        "    return pickle.loads(pickle.dumps(c.execute('select 1 + 1').fetchone()[0]))",
+    ),
+    "a byte order mark and carriage returns": (
+        tests("assert f(1) == 1"), "\ufeffdef f(n):\r\n    return n\r\n",
+    ),
     "much memory": (tests("assert f(10**6) == 10**6"), "def f(n):\n    return len(list(range(n)))"),
     "big numbers": (
         tests("assert f(200) == 2 ** 200", "assert f(5000) == 2 ** 5000"),
@@ -322,6 +341,10 @@ HONEST: dict[str, tuple[dict[str, Any], str]] = {
         "import sys, threading\nsys.setrecursionlimit(10**7)\nthreading.stack_size(2**26)\n"
         f"def main():\n    n = int(input())\n    print({_SUM})\n"
         "threading.Thread(target=main).start()",
+    ),
+    "fileinput": (
+        cases(("ab\ncd\n", "ba\ndc")),
+        "import fileinput\nfor line in fileinput.input(): print(line.strip()[::-1])",
     ),
     "until end of file": (
         cases(("1\n2\n", "3\n"), ("", "0\n")),

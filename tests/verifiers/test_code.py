@@ -113,6 +113,9 @@ def test_taken_is_shortened(sandbox):
         ("assert f(list(range(3))) == True", Call("f", ([0, 1, 2],)), True),
         ("assert f(1) is None", Call("f", (1,)), None),
         ("assert Solution().f(1) == 2", Call("f", (1,)), 2),
+        ("assert set([1]) == f(2)", Call("f", (2,)), {1}),
+        ("assert sum(10, 15) == 6", Call("sum", (10, 15)), 6),
+        ("assert 6 == max([1, 2])", Call("max", ([1, 2],)), 6),
         ("import math\n'''doc'''\nx = [1, 2]\nassert f(x) == x", Call("f", ([1, 2],)), [1, 2]),
         ("assert (f(1) == \"it's\")", Call("f", (1,)), "it's"),
         ("assert f(b'\\x00') == b'a'", Call("f", (b"\0",)), b"a"),
@@ -280,7 +283,7 @@ def test_one_reading_of_expected_values_must_hold_throughout(sandbox):
 def test_what_a_program_causes_is_worth_nothing(sandbox, status):
     for columns in (ONE, {"tests": [{"input": "", "output": "1"}]}):
         # Even if all that it said is right.
-        sandbox.says(Outcome(status, "why", b"1", [{"value": 2}]))
+        sandbox.says(Outcome(status, "why", b"1", [{"value": 2}]), gave(1))
         verdict = verify("x", "", columns)
         assert (verdict.reward, verdict.correct, verdict.fault) == (0.0, False, False)
         assert verdict.detail.startswith(status) and verdict.detail.endswith("why")
@@ -292,6 +295,15 @@ def test_what_the_sandbox_causes_is_no_reward_at_all(sandbox):
         verdict = verify("x", "", columns)
         assert (verdict.reward, verdict.correct, verdict.fault) == (None, False, True)
         assert "why" in verdict.detail
+
+
+def test_a_time_out_that_an_empty_program_hits_too_is_the_machines(sandbox):
+    for columns in (ONE, {"tests": [{"input": "", "output": "1"}]}):
+        for control in ("timeout", "infra", "crashed"):
+            sandbox.says(Outcome("timeout", "5 s"), Outcome(control, "busy"))
+            verdict = verify("x", "", columns)
+            assert (verdict.reward, verdict.correct, verdict.fault) == (None, False, True)
+            assert "busy" in verdict.detail
 
 
 def test_scripts_stop_at_the_first_wrong_case(sandbox):
