@@ -45,9 +45,10 @@ _FUNCTION = re.compile(
     r"(?<![A-Za-z\\])(arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|log|ln)(?![a-z])"
 )
 _FACTORIAL = re.compile(r"!{2}|[)}]!|[0-9]{4}!")
+_SIGNS = re.compile(r"(?:[-+] ?){3}|(?:\|[^|]*+){5}")  # slow to parse
 _BINOMIAL = re.compile(r"\\binom(?!\{[0-9a-z]{1,3}\}\{[0-9a-z]{1,3}\})")
 _DECIMAL = re.compile(r"(?<![0-9.])([0-9]*)\.([0-9]+)(?![0-9.])")
-_TOWER = re.compile(r"\^ ?(?:\{[^}]*[0-9})\]] ?\^|[0-9A-Za-z] ?\^|\{?-?[0-9]{6})")
+_TOWER = re.compile(r"\^ ?(?:\{[^}]*[0-9e})\]] ?\^|[0-9A-Za-z] ?\^|\{?-?[0-9]{6})")
 _LETTER = r"(?:[A-Za-z]|\\(?:alpha|beta|gamma|theta|phi|pi|omega)(?![A-Za-z]))"
 _ARGUMENT = re.compile(
     r"(\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)) ?(\^ ?(?:\{ ?[0-9] ?\}|[0-9]))? ?"
@@ -136,6 +137,7 @@ def _readable(text: str) -> bool:
         or _FACTORIAL.search(text)
         or _BINOMIAL.search(text)
         or _TOWER.search(text)
+        or _SIGNS.search(text)
     )
 
 
