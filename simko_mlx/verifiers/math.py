@@ -22,7 +22,7 @@ from typing import Any
 
 from simko_mlx.types import Verdict
 from simko_mlx.verifiers.math_algebra import Budget, equal, require_library
-from simko_mlx.verifiers.math_forms import EQUATION, LEAF, LIST, Form, read
+from simko_mlx.verifiers.math_forms import EQUATION, LEAF, LIST, MAX_LENGTH, Form, read
 from simko_mlx.verifiers.numbers import (
     boxed,
     final,
@@ -107,6 +107,8 @@ def _after_marker(text: str) -> str:
 
 
 def _agree(gold: str, given: str) -> bool:
+    if len(given) > max(MAX_LENGTH, 4 * len(gold)):
+        return False
     values = parse_gold(gold), parse(given)
     percent = bool(_PERCENT.search(gold)), bool(_PERCENT.search(given))
     if None not in values and percent[0] == percent[1] and not ("=" in gold and "=" in given):
