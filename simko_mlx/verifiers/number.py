@@ -22,6 +22,7 @@ from simko_mlx.verifiers.numbers import (
     boxed,
     final,
     last_number,
+    last_number_text,
     marked,
     parse,
     parse_gold,
@@ -43,19 +44,20 @@ def verify(completion: str, answer: str, columns: Mapping[str, Any]) -> Verdict:
     gold = parse_gold(gold_text)
     if gold is None:
         return _text_verdict(completion, gold_text)
-    content = boxed(completion)
-    if content is not None:
-        value = parse(content)
-    else:
-        found = (parse(text) for text in reversed(marked(completion)))
-        value = next((v for v in found if v is not None), None)
+    taken = boxed(completion)
+    in_box = taken is not None
+    value = None if taken is None else parse(taken)
+    if not in_box:
+        found = ((parse(text), text) for text in reversed(marked(completion)))
+        value, taken = next(((v, text) for v, text in found if v is not None), (None, None))
         if value is None and not unfinished(whole):
-            value = last_number(completion)
+            taken = last_number_text(completion)
+            value = None if taken is None else last_number(taken)
     if value == gold:
-        return Verdict(1.0, True)
+        return Verdict(1.0, True, taken=taken)
     if value is None:
-        return Verdict(0.0, False, "no number" if content is None else "no number in the box")
-    return Verdict(0.0, False, f"{short(str(value))}, not {short(gold_text)}")
+        return Verdict(0.0, False, "no number in the box" if in_box else "no number", taken)
+    return Verdict(0.0, False, f"{short(str(value))}, not {short(gold_text)}", taken)
 
 
 def _gold(answer: str) -> str:
@@ -73,5 +75,5 @@ def _text_verdict(completion: str, gold: str) -> Verdict:
         after = marked(completion)
         content = after[-1] if after else completion
     if plain(content) == plain(gold):
-        return Verdict(1.0, True)
-    return Verdict(0.0, False, f"{short(content)!r} differs from the answer")
+        return Verdict(1.0, True, taken=content)
+    return Verdict(0.0, False, f"{short(content)!r} differs from the answer", content)

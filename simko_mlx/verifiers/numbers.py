@@ -111,8 +111,15 @@ def marked(text: str) -> list[str]:
 
 def last_number(text: str) -> Fraction | None:
     """The last number of a running text; None if there is none, or it is absurdly large."""
-    match = _last(_IN_TEXT, _clean(text))
+    found = last_number_text(text)
+    match = _last(_IN_TEXT, found) if found else None
     return _value(match) if match else None
+
+
+def last_number_text(text: str) -> str | None:
+    """How the last number of a running text is written there."""
+    match = _last(_IN_TEXT, _clean(text))
+    return match[0] if match else None
 
 
 def parse(text: str) -> Fraction | None:
