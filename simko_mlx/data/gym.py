@@ -33,8 +33,8 @@ def load(config: DataConfig) -> Dataset:
     """
     task = config.source.partition(":")[2]
     gym.check(task)
-    entries = _entries(task, config.seed, config.size + config.heldout)
-    problems, _ = unique_ids(map(problem, entries), config.source)
+    found = entries(task, config.seed, config.size + config.heldout)
+    problems, _ = unique_ids(map(problem, found), config.source)
     return hold_out(problems, config.heldout, config.source)
 
 
@@ -48,7 +48,12 @@ json.dump(make(settings["task"], settings["seed"], settings["size"]), out)
 """
 
 
-def _entries(task: str, seed: int, size: int) -> list[dict]:
+def entries(task: str, seed: int, size: int) -> list[dict]:
+    """What ``make`` makes, in a process where texts have the same hash each time.
+
+    Raises:
+        UserError: the task can't make so many.
+    """
     path = [os.path.abspath(entry) for entry in sys.path]
     settings = {"task": task, "seed": seed, "size": size, "path": path}
     done = subprocess.run(
@@ -70,12 +75,12 @@ def _entries(task: str, seed: int, size: int) -> list[dict]:
 def make(task: str, seed: int, size: int) -> list[dict]:
     """The entries of reasoning-gym, in JSON's types."""
     data = gym.dataset(task, seed=seed, size=size)
-    entries = []
+    made = []
     for place in range(size):
         random.seed(f"{seed} {place}")  # for tasks that don't keep to a generator of their own
         entry = data[place]
-        entries.append(json_able({key: entry[key] for key in ("question", "answer", "metadata")}))
-    return entries
+        made.append(json_able({key: entry[key] for key in ("question", "answer", "metadata")}))
+    return made
 
 
 def problem(entry: dict) -> Problem:
