@@ -1,6 +1,6 @@
 """Examines every task of reasoning-gym: does it accept its own answers, and refuse wrong ones?
 
-    python benchmarks/gym_tasks.py [--tasks a,b] [--seeds 3] [--size 10] [--json out.json]
+    python benchmarks/gym_tasks.py [--tasks a,b] [--seeds 3] [--size 10] [--twice] [--json out.json]
 
 Each answer is judged as in training: through the verifier ``gym:<task>``, with an entry that has
 been through JSON as on its way to a worker. For each probe the share of problems is printed in
@@ -18,6 +18,7 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
+from simko_mlx.data import gym as gym_data
 from simko_mlx.verifiers import gym
 from simko_mlx.verifiers.gym_tasks import EXCLUDED
 
@@ -113,6 +114,7 @@ def main() -> None:
     parser.add_argument("--tasks")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--size", type=int, default=10)
+    parser.add_argument("--twice", action="store_true", help="are the problems the same again?")
     parser.add_argument("--json")
     options = parser.parse_args()
     from reasoning_gym.factory import DATASETS
@@ -125,7 +127,10 @@ def main() -> None:
         signal.alarm(SECONDS)
         try:
             results[task] = examine(task, options.seeds, options.size)
-            said = "; ".join(suspicious(results[task])) or "fine"
+            found = suspicious(results[task])
+            if options.twice and gym_data.entries(task, 7, 30) != gym_data.entries(task, 7, 30):
+                found.append("other problems each time")
+            said = "; ".join(found) or "fine"
         except Exception as error:  # of a task's own code: it is what is examined
             results[task] = {}
             said = f"raised {type(error).__name__}: {error}"

@@ -15,6 +15,7 @@ TUPLES = frozenset(["arc_agi", "rearc"])
 
 EXCLUDED: dict[str, str] = {
     "boxnet": "its problems come without an answer, so nothing shows that a right one is accepted",
+    "codeio": "its problems differ each time they are made, so that no run could be resumed",
     "coin_flip": "it rewards the answer 0 in full for nearly every problem, as the beginning of "
     "the right decimal number",
     "complex_arithmetic": "it rewards the answer nan in full",

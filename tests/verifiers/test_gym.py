@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import time
+from functools import cache
 
 import pytest
 
 from simko_mlx.config import DataConfig, VerifierConfig
+from simko_mlx.data import gym as gym_data
 from simko_mlx.data import load
 from simko_mlx.types import Completion, Problem, RolloutGroup, UserError
 from simko_mlx.verifiers import gym
@@ -22,9 +24,11 @@ pytest.importorskip("reasoning_gym", reason="reasoning-gym isn't installed")
 SLOW = pytest.mark.slow  # loads a large file for each of its data sets
 
 
-def problems(task: str, size: int = 4, heldout: int = 2) -> list[Problem]:
-    dataset = load(DataConfig(source=f"gym:{task}", size=size, heldout=heldout, seed=3))
-    return dataset.train + dataset.heldout
+@cache
+def problems(task: str, size: int = 3) -> list[Problem]:
+    """Made here, without the process that ``load`` starts."""
+    gym.check(task)
+    return [gym_data.problem(entry) for entry in gym_data.make(task, 3, size)]
 
 
 @pytest.mark.parametrize(
@@ -33,7 +37,7 @@ def problems(task: str, size: int = 4, heldout: int = 2) -> list[Problem]:
 )
 def test_a_task_accepts_its_own_answers_after_json(task):
     verify = gym.make(task)
-    for problem in problems(task, 3, 1):
+    for problem in problems(task):
         columns = json.loads(json.dumps(dict(problem.columns)))
         right = verify(f"Let me see.\n<answer>{problem.answer}</answer>", problem.answer, columns)
         assert right.correct and right.reward == 1.0 and right.taken == problem.answer.strip()
@@ -42,14 +46,22 @@ def test_a_task_accepts_its_own_answers_after_json(task):
         assert not wrong.correct and (wrong.reward or 0) < 1 and wrong.detail
 
 
-def test_problems_are_the_same_every_time_and_split():
-    config = DataConfig(source="gym:chain_sum", size=20, heldout=5, seed=1)
-    first, second = load(config), load(config)
-    assert first == second
+def test_problems_are_the_same_in_every_process_and_split(monkeypatch):
+    """This task goes through sets of texts, whose order the environment would change."""
+    config = DataConfig(source="gym:ransom_note", size=20, heldout=5, seed=1)
+    monkeypatch.setenv("PYTHONHASHSEED", "1")
+    first = load(config)
+    monkeypatch.setenv("PYTHONHASHSEED", "2")
+    assert load(config) == first
     assert len(first.heldout) == 5 and 15 <= len(first.train) <= 20
     prompts = {p.messages[0]["content"] for p in first.train}
     assert not prompts & {p.messages[0]["content"] for p in first.heldout}
-    assert first.train != load(DataConfig(source="gym:chain_sum", size=20, heldout=5, seed=2)).train
+
+
+def test_a_task_that_cannot_make_so_many(monkeypatch):
+    monkeypatch.setattr(gym_data, "_PROGRAM", "raise ValueError('no more words')")
+    with pytest.raises(UserError, match=r"can't make 25 problems from seed 1 .*no more words"):
+        load(DataConfig(source="gym:chain_sum", size=20, heldout=5, seed=1))
 
 
 def test_the_last_answer_counts():
@@ -115,7 +127,7 @@ ATTACKS = [
 
 @pytest.mark.parametrize("task", sorted(EVALUATED - set(EXCLUDED)))
 def test_what_a_task_evaluates_can_call_nothing(task):
-    (problem, *_) = problems(task, 2, 1)
+    (problem, *_) = problems(task)
     verify = gym.make(task)
     assert verify(problem.answer, "", problem.columns).correct
     for text in ATTACKS:
@@ -135,7 +147,7 @@ def test_expressions_and_lists_are_harmless():
 @pytest.mark.parametrize("task", ["chain_sum", "simple_integration"])
 def test_hostile_text(task):
     verify = gym.make(task)
-    (problem, *_) = problems(task, 2, 1)
+    (problem, *_) = problems(task)
     began = time.process_time()
     for text in HOSTILE.values():
         for completion in (text, f"<answer>{text[:3000]}</answer>"):
