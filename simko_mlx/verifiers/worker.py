@@ -130,20 +130,29 @@ def _one(
 
 
 def _limit_memory(limit: int) -> None:
-    """Ends this process when it has used more than ``limit`` bytes.
+    """Ends this process when it takes more than ``limit`` bytes.
 
     macOS has no limit that binds: there a thread looks, which a loop in C may keep from doing so
     until the deadline. On Linux what can be allocated is limited, too.
     """
-    if sys.platform == "linux":
+    on_linux = sys.platform == "linux"
+    pages = Path("/proc/self/statm")
+    if on_linux:
         with contextlib.suppress(OSError, ValueError):
-            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            used = int(pages.read_text().split()[0]) * resource.getpagesize()
             _, hard = resource.getrlimit(resource.RLIMIT_AS)
             resource.setrlimit(resource.RLIMIT_AS, (used + limit, hard))
+    # The most that a process has taken may begin with what its parent had.
+    inherited = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    def taken() -> int:
+        if on_linux:
+            return int(pages.read_text().split()[1]) * resource.getpagesize()
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+        return most if most > inherited else 0
 
     def watch() -> None:
-        unit = 1 if sys.platform == "darwin" else 1024
-        while resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit <= limit:
+        while taken() <= limit:
             time.sleep(0.05)
         os._exit(1)
 

@@ -186,7 +186,7 @@ def test_order_is_kept_over_several_workers(module):
 def test_built_in_verifiers():
     with pool("number") as workers:
         assert workers.verify_groups([group("it is 4", "it is 5")]) == [
-            [Verdict(1.0, True), Verdict(0.0, False, "5, not 4")]
+            [Verdict(1.0, True, "", "4"), Verdict(0.0, False, "5, not 4", "5")]
         ]
         assert workers.verify_groups([]) == []
     with pool("exact") as workers:
