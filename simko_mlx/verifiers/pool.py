@@ -221,7 +221,7 @@ class VerifierPool:
         else:
             self._workers.remove(worker)
         worker.process.kill()
-        _show(worker.process.output_left())
+        _show(worker.process.output_left()[: max(0, MOST_OUTPUT - worker.written)])
 
     def _drop_lost(self) -> None:
         """Idle workers may have ended since the last call, through no completion's fault: where
@@ -310,8 +310,8 @@ class VerifierPool:
     def _printed(self, worker: _Worker, job: Verification | None) -> None:
         """Passes on what a worker writes, within bounds."""
         data = worker.process.read_output()
+        _show(data[: max(0, MOST_OUTPUT - worker.written)])
         worker.written += len(data)
-        _show(data)
         if worker.ready and worker.unit is not None and worker.written > MOST_OUTPUT:
             self._lost(worker, FLOOD, job)
 
