@@ -59,26 +59,27 @@ def command(
 
         at = ui.moment(until)
         resolved = resolve(config, sets=sets)
-        from simko_mlx.probe import probe, write
+        from simko_mlx.probe import check_destination, probe, write
 
+        if path is not None:
+            check_destination(path)
         quiet = ui.stdout_to_stderr() if as_json else nullcontext()
         with quiet, progress.view() as view:
             found = probe(resolved.config, view, problems=problems)
-        kept = None if path is None else write(found, path, *keep)
     steps = None if at is None else found.steps_until(at)
+    told = probe_tables.to_json(found, samples, steps)
+    kept = 0
+    try:
+        # Before anything is printed: a pipe that closes early mustn't cost the rates.
+        with ui.user_errors():
+            kept = 0 if path is None else write(found, path, *keep)
+    finally:  # and a full disk not what was found
+        lines = [json.dumps(ui.finite(told), indent=2, allow_nan=False)]
+        click.echo("\n".join(lines if as_json else probe_tables.lines(found, samples)))
     if as_json:
-        told = probe_tables.to_json(found, samples, steps)
-        click.echo(json.dumps(ui.finite(told), indent=2, allow_nan=False))
         return 0
-    lines = probe_tables.lines(found, samples)
     if steps is not None:
-        lines.append(
-            f"Until {until}: {steps:,} steps; `simko-mlx train --until {until}` stops then."
-        )
+        click.echo(f"Until {until}: {steps:,} steps; `simko-mlx train --until {until}` stops then.")
     if path is not None:
-        lines.append(
-            f"{kept} problems with a pass rate from {keep[0]:g} to {keep[1]:g} written to {path}. "
-            f"Train on them with --set data.pass_rates={path} --set data.unmeasured=drop"
-        )
-    click.echo("\n".join(lines))
+        click.echo(probe_tables.written(kept, path, keep))
     return 0

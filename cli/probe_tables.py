@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import ui, verdicts
@@ -55,6 +56,13 @@ def _histogram(found: Probe) -> list[str]:
 def _sample(sample: Sample) -> list[str]:
     text = sample.text + (" (cut off)" if sample.truncated else "")
     return verdicts.block(sample.problem, sample.answer, text, sample.verdict)
+
+
+def written(kept: int, path: Path, keep: tuple[float, float]) -> str:
+    return (
+        f"{kept} problems with a pass rate from {keep[0]:g} to {keep[1]:g} written to {path}. "
+        f"Train on them with --set data.pass_rates={path} --set data.unmeasured=drop"
+    )
 
 
 def to_json(found: Probe, samples: int, steps: int | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from simko_mlx.loggers import Logger
 from simko_mlx.planner import Shape
 from simko_mlx.policy import Policy, load_policy
 from simko_mlx.probe_advice import Figures, advice
-from simko_mlx.types import LENGTH, ScoredGroup, Verdict, require
+from simko_mlx.types import LENGTH, ScoredGroup, UserError, Verdict, require
 from simko_mlx.verifiers.pool import VerifierPool
 
 
@@ -193,5 +194,23 @@ def write(found: Probe, path: Path, low: float, high: float) -> int:
         for r in kept
     ]
     lines = "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
-    checkpoint.write_atomically(path, lines.encode())
+    try:
+        checkpoint.write_atomically(path, lines.encode())
+    except OSError as error:
+        raise _unwritable(path, error) from error
     return len(kept)
+
+
+def check_destination(path: Path) -> None:
+    """Raises UserError, before any problem is sampled, unless ``write`` can make a file there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    reason = error.strerror or error
+    return UserError(f"{path} can't be written ({reason}): name another file in --write.")

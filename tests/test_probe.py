@@ -11,7 +11,7 @@ from simko_mlx import data
 from simko_mlx.learner import random_words
 from simko_mlx.loggers import Silent
 from simko_mlx.policy import load_policy
-from simko_mlx.probe import Probe, Rate, probe, write
+from simko_mlx.probe import Probe, Rate, check_destination, probe, write
 from simko_mlx.probe_advice import Figures, advice
 from simko_mlx.rollout import Sampling, rollout
 from simko_mlx.types import UserError
@@ -117,3 +117,14 @@ def test_advice(changes, words):
     assert advice(figures()) == []
     (sentence,) = advice(figures(**changes))
     assert words in sentence
+
+
+def test_where_nothing_can_be_written_is_told_first(tmp_path):
+    (tmp_path / "file").write_text("")
+    bad = tmp_path / "file" / "rates.jsonl"
+    with pytest.raises(UserError, match=r"rates\.jsonl can't be written .*--write"):
+        check_destination(bad)
+    there = tmp_path / "rates.jsonl"
+    there.write_text("old")
+    check_destination(there)
+    assert there.read_text() == "old"
