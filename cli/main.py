@@ -80,6 +80,9 @@ def run(args: Sequence[str] | None = None) -> int:
         result = cli.main(args, prog_name="simko-mlx", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:  # its message is the help
+        error.show()
+        return error.exit_code
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "simko-mlx"
         click.echo(

@@ -176,3 +176,11 @@ def test_no_color_leaves_no_colours(tmp_path, environment):
     _, seen = on_a_terminal(["train", "--steps", "2"], tmp_path, environment)
     codes = {int(c) for codes in re.findall(r"\x1b\[([\d;]+)m", seen) for c in codes.split(";")}
     assert not codes & {*range(30, 39), *range(40, 49), *range(90, 108)}
+
+
+@pytest.mark.parametrize("args", [[], ["data"]])
+def test_without_a_command_the_help_is_shown_as_it_is(simko, args):
+    done = simko(*args)
+    assert done.returncode == 2
+    assert (done.stdout + done.stderr).startswith("Usage: simko-mlx")
+    assert "error:" not in done.stderr and "lists what there is" not in done.stderr
