@@ -9,7 +9,7 @@ normalised, and no input makes it raise: what is not exactly right is wrong, wit
 from collections.abc import Mapping
 from typing import Any
 
-from simko_mlx.types import Verdict
+from simko_mlx.types import UserError, Verdict
 
 _ORDERS = {"L": (0, 1, 2), "R": (2, 1, 0), "O": (0, 2, 1)}
 # The only spellings of a number. Looking a token up here, instead of int(), is what refuses "03",
@@ -24,8 +24,17 @@ def verify(completion: str, answer: str, columns: Mapping[str, Any]) -> Verdict:
 
     `answer` is the target as text; `columns["numbers"]` the three digits as given in the prompt.
     Reward is 1.0 or 0.0, and `detail` says briefly why a completion is wrong.
+
+    Raises:
+        UserError: the row has no numbers, so that it is of another data set.
     """
-    reason = _fault(completion, answer, columns["numbers"])
+    numbers = columns.get("numbers")
+    if not isinstance(numbers, list):
+        raise UserError(
+            "The verifier countdown judges problems of data.source=countdown alone: set "
+            "verifier.name to the verifier of your data, such as number."
+        )
+    reason = _fault(completion, answer, numbers)
     return Verdict(reward=float(not reason), correct=not reason, detail=reason, taken=completion)
 
 

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from simko_mlx.types import UserError
 from simko_mlx.verifiers.countdown import verify
 
 COLUMNS = {"numbers": [3, 5, 2], "target": 16, "strategy": "L", "chance": 0.05}
@@ -94,6 +95,11 @@ def test_values_above_99_are_wrong():
     assert not verify("L 9 * 9 = 81 * 9 = 729", "729", columns).correct
     assert not verify("L 9 * 9 = 81 + 9 = 90", "99", columns).correct
     assert verify("L 9 * 9 = 81 + 9 = 90", "90", columns).correct
+
+
+def test_rows_of_another_data_set_are_told_in_a_sentence():
+    with pytest.raises(UserError, match=r"data\.source=countdown alone: set verifier\.name"):
+        verify("5", "5", {"prompt": "2 + 3?", "answer": "5"})
 
 
 HOSTILE = [
