@@ -124,4 +124,10 @@ def _format(file: Path, config: DataConfig) -> str:
             f"data.source is {config.source} but {file} is {actual}: set data.source={wanted}, or "
             "correct data.path."
         )
+    # Neither can be read as the other, where .json and .jsonl may be called by each other's name.
+    if {named, by_suffix} in ({"csv", "json"}, {"csv", "jsonl"}):
+        raise UserError(
+            f"data.source is {config.source} but {file} is called {file.suffix}: set "
+            f"data.source={by_suffix}, or correct data.path."
+        )
     return named

@@ -20,7 +20,7 @@ def rows(file: Path) -> Rows:
     for number, text in lines(file, "one JSON object per line"):
         if not text.strip():
             continue
-        row = _json(text)
+        row = _json(text.rstrip())
         if number == 1 and (text.strip() == "[" or _is_table(row)):
             raise UserError(
                 f"{file} is one JSON list, not one object per line: for data.path set "

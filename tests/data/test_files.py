@@ -186,6 +186,17 @@ def test_the_format_must_be_the_one_that_was_named(tmp_path):
         load(config(FIXTURES / "gsm8k_4_rows.parquet"))
     with pytest.raises(UserError, match=r"set data\.source=jsonl"):
         load(config(write(tmp_path / "p.jsonl", rows(1)), source="parquet"))
+    with pytest.raises(UserError, match=r"is called \.jsonl: set data\.source=jsonl"):
+        load(config(tmp_path / "p.jsonl", source="csv"))
+    (tmp_path / "p.csv").write_text("prompt,answer\na,1\n")
+    with pytest.raises(UserError, match=r"is called \.csv: set data\.source=csv"):
+        load(config(tmp_path / "p.csv"))
+
+
+def test_where_a_line_of_json_breaks_off(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "answer": "1"}\n{"prompt": "b"\n')
+    with pytest.raises(UserError, match=r"p\.jsonl:2: not JSON, .* at column 15"):
+        load(config(tmp_path / "p.jsonl"))
 
 
 def test_limit_reads_no_further(tmp_path):
