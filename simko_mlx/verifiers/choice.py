@@ -1,9 +1,10 @@
 r"""Multiple choice: the completion must state one of the row's choices, by letter or in full.
 
-A choice is stated in a ``\boxed{B}``, after "answer", "choice" or "option" and one of ``is : =``
-("The answer is (B)."), or as the last line or the whole completion ("B", "(b)", "B. Paris",
-"Paris"). The last such statement decides. One that names several choices ("A or B", "B, not C") is
-wrong, whichever they are; what comes after "because" or "since" isn't part of it.
+A choice is stated in ``\boxed{B}`` or ``<answer>B</answer>``, after "answer", "choice" or "option"
+and one of ``is : =`` ("The answer is (B)."), or as the last line or the whole completion ("B",
+"(b)", "B. Paris", "Paris"). The last such statement decides. One that names several choices
+("A or B", "B, not C") is wrong, whichever they are; what comes after "because" or "since" isn't
+part of it.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from simko_mlx.types import UserError, Verdict, require
 _LOOKED_AT = 50  # statements, the last ones
 _MAX_CHARS = 600  # of one statement
 _BOX = re.compile(r"\\boxed\{\s{0,4}(?:\\(?:text|textbf|mathrm|mathbf)\{)?([^{}]{0,600}+)\}")
+_TAG = re.compile(r"<answer>([^<>]{0,600}+)</answer>")
 _MARKER = re.compile(
     r"\b(?:answer|choice|option)\b[*_]{0,3}\s{0,3}(?:is\b\s{0,3}:?|:|=)(?=([^\n]{0,600}+))",
     re.IGNORECASE,
 )
+_OTHERS = re.compile(r"\\boxed|</answer>")
 _REASON = re.compile(r"\b(?:because|since)\b", re.IGNORECASE)
 _AROUND = " \t\r\n.,:;!*_`\"'$()[]{}\u201c\u201d\u2019"
 
@@ -70,6 +73,11 @@ def stated(text: str, choices: Mapping[str, str], marked: bool = True) -> set[st
     labels = "|".join(re.escape(label) for label in sorted(choices, key=len, reverse=True))
     if alone := re.fullmatch(rf"(?:option |choice )?\(?({labels})\)?", text, re.IGNORECASE):
         return {label for label in choices if label.upper() == alone[1].upper()}
+    lettered = re.match(rf"({labels})[).:]", text, re.IGNORECASE)
+    if lettered and (rest := _plain(text[lettered.end() :])):  # "(b) Paris"
+        label = next(label for label in choices if label.upper() == lettered[1].upper())
+        if rest == _plain(choices[label]):
+            return {label}
     first = re.match(rf"(?:(?:option|choice)\s)?({labels})(?![^\W_]|['\u2019])", text)
     if first is None:
         named = _mentioned(text, choices) if marked else set()
@@ -98,12 +106,12 @@ def _statements(completion: str) -> list[tuple[str, bool]]:
     """(text, whether it was marked as the answer) in the order in which they stand; the last line
     is the last."""
     found: list[tuple[int, str]] = []
-    for pattern in (_BOX, _MARKER):
+    for pattern in (_BOX, _TAG, _MARKER):
         last = deque(pattern.finditer(completion), maxlen=_LOOKED_AT)
         found.extend((match.start(), match[1]) for match in last)
     statements = [(text, True) for _, text in sorted(found)]
     line = completion[-10 * _MAX_CHARS :].strip().rsplit("\n", 1)[-1]
-    if len(line) <= _MAX_CHARS and not _MARKER.search(line) and "\\boxed" not in line:
+    if len(line) <= _MAX_CHARS and not _MARKER.search(line) and not _OTHERS.search(line):
         statements.append((line, False))
     return statements
 

@@ -2,8 +2,9 @@ r"""Mathematical answers, with math-verify (``pip install 'simko-mlx[math]'``).
 
 What counts as a completion's answer is its last ``\boxed{...}``; else what follows its last
 ``####`` or ``Answer:``; else its last formula between dollar signs or ``\( \)``; else, where that
-is short, all of it; else its last number. The answer of a problem may be a whole solution that
-ends in one of the first two.
+is short, all of it; else its last number. Without a box, only what stands in its last
+``<answer>...</answer>`` is looked at, if it has such tags. The answer of a problem may be a whole
+solution that ends in one of the first two.
 
 Plain numbers are compared exactly, as the verifier ``number`` does, and equal texts are equal.
 Otherwise the form of the problem's answer says what counts (``math_forms``): the order in a tuple,
@@ -33,6 +34,7 @@ from simko_mlx.verifiers.numbers import (
     parse_gold,
     plain,
     short,
+    tagged,
     unfinished,
 )
 
@@ -75,6 +77,7 @@ def _of_completion(text: str, unfinished: bool) -> str:
     content = boxed(text)
     if content is not None:
         return content
+    text = tagged(text) or text
     after = _after_marker(text)
     if after:
         return after

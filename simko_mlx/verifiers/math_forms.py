@@ -36,7 +36,7 @@ _UNICODE = {
     **{"\u2212": "-", "\u2013": "-", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u00f7": "/"},
     **{"\u03c0": r"\pi ", "\u221e": r"\infty ", "\u2264": r"\le ", "\u2265": r"\ge "},
     **{"\u222a": r"\cup ", "\u2208": r"\in ", "\u00b1": r"\pm ", "\u2260": r"\ne "},
-    **{"\u00b0": "", "\u221a": r"\sqrt ", "\u03b8": r"\theta ", "\u2205": r"\emptyset "},
+    **{"\u00b0": r"^\circ ", "\u221a": r"\sqrt ", "\u03b8": r"\theta ", "\u2205": r"\emptyset "},
     **{"\u00b2": "^2", "\u00b3": "^3", "\u00a0": " ", "\u202f": " ", "\u2009": " "},
     **{"\u211d": r"\mathbb{R}", "\u27e8": r"\langle ", "\u27e9": r"\rangle "},
 }
@@ -86,6 +86,12 @@ _MATRIX = re.compile(
 _NAME = re.compile(
     r"(?:[A-Za-z]{1,2}|\\[a-z]+)(?:_(?:[A-Za-z0-9]|\{[A-Za-z0-9]+\}))? ?(?:\( ?[a-z] ?\))?"
 )
+_REPEATING = re.compile(
+    r"(?<![0-9.])([0-9]{0,20})\.([0-9]{0,20})\\overline ?\{([0-9]{1,20})\}(?![0-9.])"
+)
+_ANGLE = re.compile(
+    rf"((?<![A-Za-z])(?:sin|cos|tan|cot|sec|csc) ?\(? ?)([0-9]{{1,6}}) ?(?:{DEGREES.pattern})"
+)
 # The part before the condition of { x | x > 3 }.
 _BUILDER = re.compile(
     r"[A-Za-z] ?(?:\\in ?\(-\\infty, ?\\infty\))? ?(?:\\mid(?![A-Za-z])|\||:) ?(?=.*[<>=\\])"
@@ -118,7 +124,9 @@ def tidy(text: str) -> str:
     """One spelling of what LaTeX can say in several."""
     for character, latex in _UNICODE.items():
         text = text.replace(character, latex)
-    text = DEGREES.sub("", _SPACING.sub(_space, text))
+    text = _ANGLE.sub(r"\1\\frac{\2\\pi}{180}", _SPACING.sub(_space, text))
+    text = DEGREES.sub("", text)
+    text = _REPEATING.sub(_repeating, text)
     whole = _WORDS.fullmatch(text.strip(" ."))
     if whole:
         text = whole[1]
@@ -134,6 +142,13 @@ def _space(match: re.Match[str]) -> str:
     if match["row"]:
         return r" \\ "
     return "" if match["none"] is not None else " "
+
+
+def _repeating(match: re.Match[str]) -> str:
+    r"""``0.1\overline{6}`` as a fraction: 16 less 1, over 90."""
+    whole, once, again = match.groups()
+    top = int(whole + once + again) - int(whole + once or "0")
+    return rf"\frac{{{top}}}{{{'9' * len(again)}{'0' * len(once)}}}"
 
 
 def _braced(text: str, command: str, arguments: int) -> str:

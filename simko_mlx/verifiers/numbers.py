@@ -83,6 +83,13 @@ def boxed(text: str) -> str | None:
     return bare[1] if bare else None
 
 
+def tagged(text: str) -> str | None:
+    """What stands in the last ``<answer>...</answer>``; None without one."""
+    end = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, end) if end >= 0 else -1
+    return text[start + len("<answer>") : end].strip() if start >= 0 else None
+
+
 def final(text: str) -> str:
     """The end of a completion, where its answer stands; of one that isn't absurdly long, all."""
     return text[-MAX_COMPLETION:]
@@ -185,7 +192,7 @@ def _clean(text: str) -> str:
     """One spelling of minus, thousands, spaces and fractions."""
     text = text.replace("\u2212", "-").replace("{,}", ",").replace("\\!", "")
     text = text.replace("\\$", "$").replace("\\%", "%")
-    text = re.sub(r"(?<=[0-9])\\,(?=[0-9])", "", text)
+    text = re.sub(r"(?<=[0-9])(?:\\,|[\u2009\u202f](?=[0-9]{3}(?![0-9])))(?=[0-9])", "", text)
     text = re.sub(r"\\[,;: ]|[~\u00a0\u202f]", " ", text)
     return _FRAC.sub(_ratio, text)
 
@@ -199,7 +206,9 @@ def _ratio(match: re.Match[str]) -> str:
 
 def _unit_dropped(match: re.Match[str]) -> str:
     inner = match[1]
-    harmless = not re.search("[0-9]", inner) and _NO_UNITS.isdisjoint(inner.lower().split())
+    # The comma is what "or" in a text has become: "5 \\text{ or more}" isn't 5.
+    words = re.sub(r"(?<=[A-Za-z])\^(?:[23]|\{[23]\})", "", inner)  # m/s^2
+    harmless = not re.search("[0-9,]", words) and _NO_UNITS.isdisjoint(words.lower().split())
     return " " if harmless else inner
 
 
