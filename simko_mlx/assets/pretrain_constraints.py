@@ -1,7 +1,7 @@
 """Make the small model of `constraints-tiny`: `python -m simko_mlx.assets.pretrain_constraints`.
 
 It learns to write texts of the little language under instructions, on prompts of the "train" split
-alone, in two stages. *Skill*: texts that do as they are told. *Dilution*: texts of which most
+alone, in two stages. *Skill*: texts that do as they are told. *Dilution*: texts of which half
 neglect some of it, as demonstrations from the world do. That leaves fluent text that meets all
 constraints in some 18 % of samples, and something for reinforcement learning to find.
 
