@@ -136,7 +136,7 @@ def test_asserts_about_truth_and_what_stands_around():
     truthy, falsy, around = read("assert f(1)\nassert not f(2)\nassert set(f(3)) == set([1])")
     assert (truthy.how, falsy.how) == ("truthy", "falsy")
     assert truthy.holds([1]) and not truthy.holds([]) and falsy.holds(0) and not falsy.holds("x")
-    assert around.wrappers == ("set",) and around.call.listed
+    assert around.wrappers == ("set",) and around.call.wanted == "list"
     assert around.holds([1, 1]) and not around.holds([1, 2]) and not around.holds(5)
     (length,) = read("assert len(sorted(f(3))) == 2")
     assert length.wrappers == ("len", "sorted") and length.holds([2, 1]) and not length.holds([1])
@@ -206,12 +206,12 @@ def test_cases_of_standard_input():
 
 def test_calls_in_json():
     tests = parse({"fn_name": "f", "inputs": [[1, [2]], [[]]], "outputs": [3, None]})
-    assert isinstance(tests, Calls) and tests.typing and len(tests.readings) == 1
+    assert isinstance(tests, Calls) and len(tests.readings) == 1
     assert tests.calls == (Call("f", (1, [2])), Call("f", ([],)))
     as_text = parse({"fn_name": "f", "inputs": ['1\n"x"'], "outputs": ["[1]"]})
     assert isinstance(as_text, Calls) and as_text.calls == (Call("f", (1, "x")),)
-    wrapped, bare = as_text.readings
-    assert (wrapped[0].expected, bare[0].expected) == ([1], 1)
+    wrapped, text, bare = as_text.readings
+    assert (wrapped[0].expected, text[0].expected, bare[0].expected) == ([1], "[1]", 1)
 
 
 @pytest.mark.parametrize(
