@@ -128,7 +128,7 @@ def extract(completion: str, functions: Sequence[str] = ()) -> str:
     if fence and not other:  # cut off before its end
         found[marked].append("\n".join(lines))
     fences = found[True] or found[False] or [completion]
-    return _dedent(_defining(fences, functions).removeprefix("\ufeff"))
+    return _defining([_dedent(code.removeprefix("\ufeff")) for code in fences], functions)
 
 
 def _defining(fences: Sequence[str], functions: Sequence[str]) -> str:
@@ -136,7 +136,7 @@ def _defining(fences: Sequence[str], functions: Sequence[str]) -> str:
     if len(fences) > 1 and functions:
         names = "|".join(map(re.escape, functions))
         definition = re.compile(
-            rf"^[ \t]*+(?:(?:def|class)[ \t]++(?:{names})\b|(?:{names})[ \t]*+=)", re.M
+            rf"^(?:[ \t]*+(?:def|class)[ \t]++(?:{names})\b|(?:{names})[ \t]*+=(?!=))", re.M
         )
         return next((code for code in reversed(fences) if definition.search(code)), fences[-1])
     return fences[-1]
@@ -161,16 +161,20 @@ def _judge_scripts(
 ) -> Verdict:
     each, total = limits
     deadline = time.monotonic() + total
+    spent = 0.0  # by the program itself; the rest is what it takes to start it
     for number, (given, expected) in enumerate(tests.cases, 1):
         if len(given.encode("utf-8", "surrogatepass")) > each.file_size:
             return Verdict(None, False, f"the input of case {number} is too large", taken)
         left = deadline - time.monotonic()
         if left <= 0:
-            return Verdict(0.0, False, f"timeout: more than {total:g} s for all cases", taken)
+            return _late(spent, (number - 1, len(tests.cases)), total, taken)
         run_limits = replace(
             each, wall=min(each.wall, left), output=each.output + 2 * len(expected)
         )
         outcome = sandboxes.run(Job(code, stdin=given), backend, run_limits)
+        spent += outcome.seconds
+        if outcome.status == sandboxes.TIMEOUT and left < each.wall:
+            return _late(spent, (number - 1, len(tests.cases)), total, taken)
         if outcome.status != sandboxes.OK:
             return _failed(_controlled(outcome, backend), taken, f"case {number}")
         printed = outcome.stdout.decode("utf-8", "replace")
@@ -178,6 +182,18 @@ def _judge_scripts(
             detail = f"wrong: case {number} printed {_short(printed)}, not {_short(expected)}"
             return Verdict(0.0, False, detail, taken)
     return Verdict(1.0, True, "", taken)
+
+
+def _late(spent: float, cases: tuple[int, int], total: float, taken: str) -> Verdict:
+    """All cases together took too long: that is the program's doing only if most of it was its."""
+    if spent >= total / 2:
+        return Verdict(0.0, False, f"timeout: more than {total:g} s for all cases", taken)
+    done, count = cases
+    detail = (
+        f"only {done} of {count} cases could be run in {total:g} s, most of it spent on starting "
+        "the program: raise verifier.options.total_seconds, and verifier.timeout above it"
+    )
+    return Verdict(None, False, detail, taken)
 
 
 def prints(found: str, expected: str) -> bool:

@@ -90,7 +90,7 @@ def test_the_code_of_a_completion(text, taken):
         ("def f(n): ...", "f(1)", "first"), ("f = g", "print(f == g)", "first"),
         ("class Solution:\n  def f(n): ...", "Solution().f(1)", "first"),
         ("def f(n): ...", "def f(n): return 1", "last"), ("def ff(n): ...", "f(1)", "last"),
-        ("x = 1", "y", "last"),
+        ("def f(n): ...", "assert (\nf == g)\ng(\n  f=1)", "first"), ("x = 1", "y", "last"),
     ],
 )  # fmt: skip
 def test_an_example_of_its_use_may_follow_the_code(first, last, taken):
@@ -385,19 +385,38 @@ def test_expected_values_make_room_for_results(sandbox):
 
 
 def test_all_cases_together_have_a_time_limit(sandbox, monkeypatch):
-    now = [100.0]
+    now, own = [100.0], 4.0
     monkeypatch.setattr(code.time, "monotonic", lambda: now[0])
 
     def run(job, backend, limits):
         now[0] += 4.0
         sandbox.limits.append(limits)
-        return Outcome("ok", stdout=b"1")
+        return Outcome("ok", stdout=b"1", seconds=own)
 
     monkeypatch.setattr(code.sandboxes, "run", run)
     sandbox.limits = []
     verdict = verify("x", "", {"tests": [{"input": "", "output": "1"}] * 9})
     assert verdict.reward == 0.0 and verdict.detail.startswith("timeout: more than 9 s")
     assert [limits.wall for limits in sandbox.limits] == [5.0, 5.0, 1.0]
+    own = 0.01  # the rest went into starting the program, which is not to blame for it
+    verdict = verify("x", "", {"tests": [{"input": "", "output": "1"}] * 9})
+    assert (verdict.reward, verdict.correct, verdict.fault) == (None, False, False)
+    assert verdict.detail.startswith("only 3 of 9 cases") and "total_seconds" in verdict.detail
+
+
+@pytest.mark.parametrize(("own", "reward"), [(0.01, None), (3.9, 0.0)])
+def test_a_case_cut_short_by_the_limit_for_all(sandbox, monkeypatch, own, reward):
+    now = [100.0]
+    monkeypatch.setattr(code.time, "monotonic", lambda: now[0])
+
+    def run(job, backend, limits):
+        now[0] += 4.0
+        return Outcome("ok" if limits.wall == 5.0 else "timeout", stdout=b"1", seconds=own)
+
+    monkeypatch.setattr(code.sandboxes, "run", run)
+    verdict = verify("x", "", {"tests": [{"input": "", "output": "1"}] * 9})
+    assert (verdict.reward, verdict.fault) == (reward, False)
+    assert ("only 2 of 9 cases" in verdict.detail) == (reward is None)
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "```python\n```", "```python\n\n"])
