@@ -1,9 +1,11 @@
 """Make the small model of `constraints-tiny`: `python -m simko_mlx.assets.pretrain_constraints`.
 
 It learns to write texts of the little language under instructions, on prompts of the "train" split
-alone, in two stages. *Skill*: texts that do as they are told. *Dilution*: texts of which most
+alone, in two stages. *Skill*: texts that do as they are told. *Dilution*: texts of which half
 neglect some of it, as demonstrations from the world do. That leaves fluent text that meets all
-constraints in about a third of the samples, and something for reinforcement learning to find.
+constraints in some 18 % of samples, and something for reinforcement learning to find.
+
+Took 5 min 47 s of CPU time on one core of a shared x86 Linux machine, with OpenBLAS.
 
 The same seed, machine and library give the same weights; elsewhere sums are ordered differently,
 and the bits differ.

@@ -119,10 +119,10 @@ def call_function(request, results):
     module = module_named("solution", request["typing"])
     try:
         exec(compile(request["source"], "solution.py", "exec", dont_inherit=True), module.__dict__)
-        for name, arguments, named, listed in request["calls"]:
+        for name, arguments, named, wanted in request["calls"]:
             result = find(module, name)(*unpack(arguments), **unpack(named))
-            if listed and not isinstance(result, PLAIN):
-                result = list(result)
+            if wanted and not isinstance(result, PLAIN):
+                result = list(result) if wanted == "list" else bool(result)
             reply(results, {"value": pack(result)})
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         reply(results, {"error": describe(error)})

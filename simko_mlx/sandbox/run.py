@@ -27,12 +27,13 @@ _TAIL = 4000
 
 @dataclass(frozen=True)
 class Call:
-    """``listed``: what comes out, a generator say, is wanted as the list of its items."""
+    """``wanted``: what comes out, if it is no plain data, is wanted as the "list" of its items (a
+    generator), or as its truth, a "bool" (a match of ``re``)."""
 
     function: str
     arguments: tuple[Any, ...] = ()
     named: dict[str, Any] = field(default_factory=dict)
-    listed: bool = False
+    wanted: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Job:
 
     def request(self) -> dict[str, Any]:
         calls = [
-            [call.function, encode(list(call.arguments)), encode(call.named), call.listed]
+            [call.function, encode(list(call.arguments)), encode(call.named), call.wanted]
             for call in self.calls
         ]
         return {

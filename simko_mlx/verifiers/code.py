@@ -1,6 +1,7 @@
 """Runs the completion's Python in a sandbox against the problem's tests.
 
-The code is that of the last fence marked ``python``, or of the last unmarked one, or the whole
+The code is that of the last fence marked ``python`` (the last one that defines a function that the
+tests call, so that an example of its use may follow), or of the last unmarked one, or the whole
 text. ``code_tests.py`` says what forms tests may have. Expected values stay out here: the program
 gets arguments or standard input only, and what it sends back is compared with them as plain data,
 True apart from 1. No output, exit code or comparison of its own can give it credit.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from functools import lru_cache
@@ -32,7 +33,8 @@ from simko_mlx.verifiers.code_checks import Check, Unscorable
 from simko_mlx.verifiers.code_tests import Calls, Scripts
 
 _PYTHON = ("python", "python3", "py")
-_FENCE = re.compile(r"[ \t]*(`{3,})[ \t]*([\w+-]*)[^`]*$")
+# Possessive: a line of 100,000 spaces would otherwise take minutes.
+_FENCE = re.compile(r"[ \t]*+(`{3,}+)[ \t]*+([\w+-]*+)[^`]*+$")
 _DECIMAL = re.compile(r"[+-]?\d{1,300}(\.\d{1,300})?([eE][+-]?\d{1,3})?", re.ASCII)
 _TAKEN = 600
 
@@ -67,15 +69,16 @@ def verify(
     """
     limits = _limits(wall_seconds, cpu_seconds, total_seconds, memory_mb)
     backend = _working(choose(sandbox))
-    code = extract(completion)
-    taken = code if len(code) <= _TAKEN else code[: _TAKEN - 3] + "..."
     named = columns.get(entry_point)
     try:
         parsed = code_tests.parse(
             code_tests.find(columns, answer, tests), named if isinstance(named, str) else None
         )
     except Unscorable as error:
-        return Verdict(None, False, str(error), taken)
+        return Verdict(None, False, str(error), _taken(extract(completion)))
+    called = parsed.functions if isinstance(parsed, Calls) else ()
+    code = extract(completion, called)
+    taken = _taken(code)
     if not code.strip():
         return Verdict(0.0, False, "no code", taken)
     if isinstance(parsed, Scripts):
@@ -107,9 +110,9 @@ def _working(backend: Backend) -> Backend:
     return backend
 
 
-def extract(completion: str) -> str:
-    """The code of a completion."""
-    found: dict[bool, str] = {}  # by whether it is marked as Python
+def extract(completion: str, functions: Sequence[str] = ()) -> str:
+    """The code of a completion; ``functions`` are those that the tests call."""
+    found: dict[bool, list[str]] = {True: [], False: []}  # by whether it is marked as Python
     fence, marked, lines = "", False, []
     for line in completion.split("\n"):
         match = _FENCE.match(line.rstrip("\r")) if "```" in line else None
@@ -118,13 +121,29 @@ def extract(completion: str) -> str:
             marked, other = language in _PYTHON, bool(language) and language not in _PYTHON
         elif fence and match and not match[2] and len(match[1]) >= len(fence):
             if not other:
-                found[marked] = "\n".join(lines)
+                found[marked].append("\n".join(lines))
             fence = ""
         elif fence:
             lines.append(line)
     if fence and not other:  # cut off before its end
-        found[marked] = "\n".join(lines)
-    return _dedent(found.get(True, found.get(False, completion)).removeprefix("\ufeff"))
+        found[marked].append("\n".join(lines))
+    fences = found[True] or found[False] or [completion]
+    return _defining([_dedent(code.removeprefix("\ufeff")) for code in fences], functions)
+
+
+def _defining(fences: Sequence[str], functions: Sequence[str]) -> str:
+    """The last of them that defines one of the functions, or else the last."""
+    if len(fences) > 1 and functions:
+        names = "|".join(map(re.escape, functions))
+        definition = re.compile(
+            rf"^(?:[ \t]*+(?:def|class)[ \t]++(?:{names})\b|(?:{names})[ \t]*+=(?!=))", re.M
+        )
+        return next((code for code in reversed(fences) if definition.search(code)), fences[-1])
+    return fences[-1]
+
+
+def _taken(code: str) -> str:
+    return code if len(code) <= _TAKEN else code[: _TAKEN - 3] + "..."
 
 
 def _dedent(code: str) -> str:
@@ -142,16 +161,20 @@ def _judge_scripts(
 ) -> Verdict:
     each, total = limits
     deadline = time.monotonic() + total
+    spent = 0.0  # by the program itself; the rest is what it takes to start it
     for number, (given, expected) in enumerate(tests.cases, 1):
         if len(given.encode("utf-8", "surrogatepass")) > each.file_size:
             return Verdict(None, False, f"the input of case {number} is too large", taken)
         left = deadline - time.monotonic()
         if left <= 0:
-            return Verdict(0.0, False, f"timeout: more than {total:g} s for all cases", taken)
+            return _late(spent, (number - 1, len(tests.cases)), total, taken)
         run_limits = replace(
             each, wall=min(each.wall, left), output=each.output + 2 * len(expected)
         )
         outcome = sandboxes.run(Job(code, stdin=given), backend, run_limits)
+        spent += outcome.seconds
+        if outcome.status == sandboxes.TIMEOUT and left < each.wall:
+            return _late(spent, (number - 1, len(tests.cases)), total, taken)
         if outcome.status != sandboxes.OK:
             return _failed(_controlled(outcome, backend), taken, f"case {number}")
         printed = outcome.stdout.decode("utf-8", "replace")
@@ -159,6 +182,18 @@ def _judge_scripts(
             detail = f"wrong: case {number} printed {_short(printed)}, not {_short(expected)}"
             return Verdict(0.0, False, detail, taken)
     return Verdict(1.0, True, "", taken)
+
+
+def _late(spent: float, cases: tuple[int, int], total: float, taken: str) -> Verdict:
+    """All cases together took too long: that is the program's doing only if most of it was its."""
+    if spent >= total / 2:
+        return Verdict(0.0, False, f"timeout: more than {total:g} s for all cases", taken)
+    done, count = cases
+    detail = (
+        f"only {done} of {count} cases could be run in {total:g} s, most of it spent on starting "
+        "the program: raise verifier.options.total_seconds, and verifier.timeout above it"
+    )
+    return Verdict(None, False, detail, taken)
 
 
 def prints(found: str, expected: str) -> bool:
@@ -189,7 +224,7 @@ def _judge_calls(code: str, taken: str, tests: Calls, backend: Backend, limits: 
     except RecursionError:
         return Verdict(None, False, "the tests are nested too deeply", taken)
     limits = replace(limits, output=limits.output + 2 * len(expected))
-    job = Job(code, calls=tests.calls, typing=tests.typing)
+    job = Job(code, calls=tests.calls, typing=True)
     outcome = sandboxes.run(job, backend, limits)
     if outcome.status != sandboxes.OK:
         return _failed(_controlled(outcome, backend), taken)

@@ -11,7 +11,9 @@ from __future__ import annotations
 import ast
 import math
 import operator
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from simko_mlx.sandbox.run import Call
@@ -57,7 +59,8 @@ class _Reader:
     def __init__(self, entry_point: str | None):
         self.names: dict[str, Any] = {}
         self.aliases: dict[str, str] = {}
-        self.entry_point = entry_point
+        # Some sets say "Solution().f" of a method, which is found by its name alone.
+        self.entry_point = re.sub(r"^Solution(\(\))?\.", "", entry_point) if entry_point else None
         self.builtins = False  # whether a call of a builtin may be one of the program's function
 
     def statements(self, body: list[ast.stmt]) -> Iterator[Check]:
@@ -119,7 +122,10 @@ class _Reader:
 
     def _bare(self, test: ast.expr, how: str) -> Check | None:
         side = self.side(test)
-        return None if side is None else Check(side[1], None, how, side[0])
+        if side is None:
+            return None
+        wrappers, call = side
+        return Check(call if wrappers else replace(call, wanted="bool"), None, how, wrappers)
 
     def _comparison(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> Check | None:
         if isinstance(op, (ast.Lt, ast.LtE)):
@@ -184,8 +190,8 @@ class _Reader:
             inner = self.side(node.args[0])
             if inner is not None:
                 names, call = inner
-                if not names and name in _LISTED:
-                    call = Call(call.function, call.arguments, call.named, listed=True)
+                if not names and (name in _LISTED or name == "bool"):
+                    call = replace(call, wanted="bool" if name == "bool" else "list")
                 return (name, *names), call
         function = self._function(node.func)
         if function is None or any(word.arg is None for word in node.keywords):
@@ -281,14 +287,14 @@ def _dotted(node: ast.expr) -> str:
 
 
 def _harmless(statement: ast.stmt) -> bool:
-    """Imports, docstrings, and the call of ``check`` at the end."""
+    """Imports, docstrings, a stray name, and the call of ``check`` at the end."""
     if isinstance(statement, (ast.Import, ast.ImportFrom, ast.Pass)):
         return True
     if not isinstance(statement, ast.Expr):
         return False
     value = statement.value
     is_check = isinstance(value, ast.Call) and _dotted(value.func) == "check"
-    return is_check or isinstance(value, ast.Constant)
+    return is_check or isinstance(value, (ast.Constant, ast.Name))
 
 
 def _refusal(statement: ast.stmt) -> Unscorable:

@@ -13,11 +13,12 @@ data: nothing of it is executed, so that it must have a form that is understood 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from simko_mlx.sandbox.run import Call
+from simko_mlx.sandbox.values import NotPlain, decode, encode
 from simko_mlx.types import UserError
 from simko_mlx.verifiers.code_asserts import read
 from simko_mlx.verifiers.code_checks import Check, Unscorable
@@ -37,11 +38,14 @@ class Calls:
     """``readings``: ways to read the expected values; one of them must hold throughout."""
 
     readings: tuple[tuple[Check, ...], ...]
-    typing: bool = False
 
     @property
     def calls(self) -> tuple[Call, ...]:
         return tuple(check.call for check in self.readings[0])
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(call.function for call in self.calls))
 
 
 def find(columns: Mapping[str, Any], answer: str, column: str | None) -> Any:
@@ -107,15 +111,29 @@ def _pairs(value: Mapping[str, Any]) -> Scripts | Calls:
         return _scripts(inputs, outputs)
     name = str(value["fn_name"])
     calls = [Call(name, _arguments(item)) for item in inputs]
-    expected = [_from_json(item) for item in outputs]
-    plain = tuple(
-        Check(call, item, as_json=True) for call, item in zip(calls, expected, strict=True)
-    )
-    readings = [plain]
+    # Some sets write expected values as JSON in a text, others have texts that are just that: "12".
+    read = [_from_json(item) for item in outputs]
+    expected = [read] + [outputs] * any(isinstance(item, str) for item in outputs)
     # Some sets wrap every expected value into a list of one, without saying so.
-    if all(isinstance(item, list) and len(item) == 1 for item in expected):
-        readings.append(tuple(replace(check, expected=check.expected[0]) for check in plain))
-    return Calls(tuple(readings), typing=True)
+    if all(isinstance(item, list) and len(item) == 1 for item in read):
+        expected.append([item[0] for item in read])
+    return _plain(
+        tuple(Check(call, item, as_json=True) for call, item in zip(calls, reading, strict=True))
+        for reading in expected
+    )
+
+
+def _plain(readings: Iterable[tuple[Check, ...]]) -> Calls:
+    """Raises Unscorable where something can't be handed to a program, or come back from one."""
+    found = Calls(tuple(readings))
+    try:
+        for checks in found.readings:
+            decode(encode([check.expected for check in checks]))
+        for call in found.calls:
+            decode(encode([*call.arguments, *call.named.values()]))
+    except NotPlain as error:
+        raise Unscorable(f"a value in the tests is {error}") from error
+    return found
 
 
 def _arguments(item: Any) -> tuple[Any, ...]:
@@ -153,4 +171,4 @@ def _asserts(texts: Sequence[str], entry_point: str | None) -> Calls:
     checks = [check for text in texts for check in read(text, entry_point)]
     if not checks:
         raise Unscorable("the problem has no asserts")
-    return Calls((tuple(checks),))
+    return _plain([tuple(checks)])

@@ -23,6 +23,7 @@ from simko_mlx.types import Completion, Problem, RolloutGroup
 from simko_mlx.verifiers.code import verify
 from simko_mlx.verifiers.pool import VerifierPool
 from tests.sandbox import live
+from tests.sandbox.forms import ANSWERS, TRICKS
 from tests.sandbox.hacks import HACKS
 from tests.sandbox.honest import HONEST
 from tests.sandbox.problems import CALLS
@@ -43,6 +44,24 @@ def test_no_hack_is_paid(name):
     verdict = judged(code, columns)
     assert (verdict.reward, verdict.correct, verdict.fault) == (0.0, False, False)
     assert verdict.detail
+
+
+@pytest.mark.parametrize("name", TRICKS)
+def test_no_trick_is_paid(name):
+    columns, text = TRICKS[name]
+    live.backend()
+    verdict = verify(text, "x", columns, sandbox=live.settings())
+    assert (verdict.reward, verdict.correct, verdict.fault) == (0.0, False, False)
+    assert verdict.detail
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_no_right_answer_is_refused(name):
+    columns, text = ANSWERS[name]
+    live.backend()
+    longer = {"wall_seconds": 20.0, "cpu_seconds": 10.0, "total_seconds": 60.0}
+    verdict = verify(text, "x", columns, sandbox=live.settings(), **longer)
+    assert (verdict.reward, verdict.correct, verdict.detail) == (1.0, True, "")
 
 
 @pytest.mark.parametrize("name", HONEST)

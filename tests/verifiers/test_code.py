@@ -20,6 +20,9 @@ from simko_mlx.verifiers.code_checks import Check, Unscorable
 from simko_mlx.verifiers.code_tests import Calls, Scripts, find, parse
 
 ONE = {"tests": ["assert f(1) == 2"]}
+_DEEP: list = [1]
+for _ in range(150):
+    _DEEP = [_DEEP]
 
 
 @pytest.fixture
@@ -73,11 +76,31 @@ def gave(*values) -> Outcome:
          "def f():\n    return 1\n"),
         ("```python\r\nx = 1\r\n```\r\n", "x = 1\r"),
         ("```python\n```", ""), ("", ""),
+        ("```python\ndef f(): ...\n```\n```python\nf()\n```", "f()"),
         ("x = '```'", "x = '```'"),
     ],
 )  # fmt: skip
 def test_the_code_of_a_completion(text, taken):
     assert extract(text) == taken
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "taken"),
+    [
+        ("def f(n): ...", "f(1)", "first"), ("f = g", "print(f == g)", "first"),
+        ("class Solution:\n  def f(n): ...", "Solution().f(1)", "first"),
+        ("def f(n): ...", "def f(n): return 1", "last"), ("def ff(n): ...", "f(1)", "last"),
+        ("def f(n): ...", "assert (\nf == g)\ng(\n  f=1)", "first"), ("x = 1", "y", "last"),
+    ],
+)  # fmt: skip
+def test_an_example_of_its_use_may_follow_the_code(first, last, taken):
+    text = f"```python\n{first}\n```\nSo:\n```python\n{last}\n```"
+    assert extract(text, ("g(", "f")) == {"first": first, "last": last}[taken]
+
+
+@pytest.mark.parametrize("inner", [" " * 300_000, "a" * 300_000, "`" * 9 + " " * 300_000])
+def test_no_line_is_too_much(inner):
+    extract(f"```{inner}`")  # some minutes, if it goes back for each character
 
 
 @pytest.mark.parametrize(
@@ -135,8 +158,9 @@ def test_a_text_holds_several_asserts():
 def test_asserts_about_truth_and_what_stands_around():
     truthy, falsy, around = read("assert f(1)\nassert not f(2)\nassert set(f(3)) == set([1])")
     assert (truthy.how, falsy.how) == ("truthy", "falsy")
+    assert truthy.call.wanted == falsy.call.wanted == "bool"
     assert truthy.holds([1]) and not truthy.holds([]) and falsy.holds(0) and not falsy.holds("x")
-    assert around.wrappers == ("set",) and around.call.listed
+    assert around.wrappers == ("set",) and around.call.wanted == "list"
     assert around.holds([1, 1]) and not around.holds([1, 2]) and not around.holds(5)
     (length,) = read("assert len(sorted(f(3))) == 2")
     assert length.wrappers == ("len", "sorted") and length.holds([2, 1]) and not length.holds([1])
@@ -206,12 +230,37 @@ def test_cases_of_standard_input():
 
 def test_calls_in_json():
     tests = parse({"fn_name": "f", "inputs": [[1, [2]], [[]]], "outputs": [3, None]})
-    assert isinstance(tests, Calls) and tests.typing and len(tests.readings) == 1
+    assert isinstance(tests, Calls) and len(tests.readings) == 1
     assert tests.calls == (Call("f", (1, [2])), Call("f", ([],)))
     as_text = parse({"fn_name": "f", "inputs": ['1\n"x"'], "outputs": ["[1]"]})
     assert isinstance(as_text, Calls) and as_text.calls == (Call("f", (1, "x")),)
-    wrapped, bare = as_text.readings
-    assert (wrapped[0].expected, bare[0].expected) == ([1], 1)
+    wrapped, text, bare = as_text.readings
+    assert (wrapped[0].expected, text[0].expected, bare[0].expected) == ([1], "[1]", 1)
+
+
+def test_digits_in_a_text_are_a_text_or_a_number():
+    tests = parse({"fn_name": "f", "inputs": [[1], [2]], "outputs": ["12", "a"]})
+    assert isinstance(tests, Calls)
+    assert [[c.expected for c in checks] for checks in tests.readings] == [[12, "a"], ["12", "a"]]
+
+
+@pytest.mark.parametrize("name", ["Solution().f", "Solution.f", "f"])
+def test_a_method_is_found_by_its_name(name):
+    (check,) = read("def check(candidate):\n    print\n    assert candidate(1) == 2", name)
+    assert check == Check(Call("f", (1,)), 2)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "assert f(range(3)) == 3", "assert f(3) == range(3)", "assert f([range(3)]) == 1",
+        "assert f(a=range(2)) == 1", {"fn_name": "f", "inputs": [[_DEEP]], "outputs": [1]},
+        {"fn_name": "f", "inputs": [[1]], "outputs": [_DEEP]},
+    ],
+)  # fmt: skip
+def test_values_that_cannot_be_carried_judge_nothing(value):
+    with pytest.raises(Unscorable, match=r"a value in the tests is a .*no plain data"):
+        parse(value)
 
 
 @pytest.mark.parametrize(
@@ -336,19 +385,38 @@ def test_expected_values_make_room_for_results(sandbox):
 
 
 def test_all_cases_together_have_a_time_limit(sandbox, monkeypatch):
-    now = [100.0]
+    now, own = [100.0], 4.0
     monkeypatch.setattr(code.time, "monotonic", lambda: now[0])
 
     def run(job, backend, limits):
         now[0] += 4.0
         sandbox.limits.append(limits)
-        return Outcome("ok", stdout=b"1")
+        return Outcome("ok", stdout=b"1", seconds=own)
 
     monkeypatch.setattr(code.sandboxes, "run", run)
     sandbox.limits = []
     verdict = verify("x", "", {"tests": [{"input": "", "output": "1"}] * 9})
     assert verdict.reward == 0.0 and verdict.detail.startswith("timeout: more than 9 s")
     assert [limits.wall for limits in sandbox.limits] == [5.0, 5.0, 1.0]
+    own = 0.01  # the rest went into starting the program, which is not to blame for it
+    verdict = verify("x", "", {"tests": [{"input": "", "output": "1"}] * 9})
+    assert (verdict.reward, verdict.correct, verdict.fault) == (None, False, False)
+    assert verdict.detail.startswith("only 3 of 9 cases") and "total_seconds" in verdict.detail
+
+
+@pytest.mark.parametrize(("own", "reward"), [(0.01, None), (3.9, 0.0)])
+def test_a_case_cut_short_by_the_limit_for_all(sandbox, monkeypatch, own, reward):
+    now = [100.0]
+    monkeypatch.setattr(code.time, "monotonic", lambda: now[0])
+
+    def run(job, backend, limits):
+        now[0] += 4.0
+        return Outcome("ok" if limits.wall == 5.0 else "timeout", stdout=b"1", seconds=own)
+
+    monkeypatch.setattr(code.sandboxes, "run", run)
+    verdict = verify("x", "", {"tests": [{"input": "", "output": "1"}] * 9})
+    assert (verdict.reward, verdict.fault) == (reward, False)
+    assert ("only 2 of 9 cases" in verdict.detail) == (reward is None)
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "```python\n```", "```python\n\n"])
