@@ -41,9 +41,10 @@ def show(**options: Any) -> int:
 def check(**options: Any) -> int:
     """Check every problem: duplicates, length, and that its own answer is accepted.
 
-    Exit code 1 where the verifier doesn't accept the answer of a problem.
+    Exit code 1 where the verifier doesn't accept the answer of a problem, or `train` would refuse
+    a prompt as too long.
     """
-    return 1 if _report("check", **options).failures else 0
+    return 0 if _report("check", **options).passes else 1
 
 
 @command.command("stats")

@@ -146,6 +146,11 @@ class Check:
     def problems(self) -> int:
         return self.train + self.heldout
 
+    @property
+    def passes(self) -> bool:
+        """Whether a run takes all of it, and every answer is accepted."""
+        return not self.failures and not (self.too_long and self.too_long_is == "refuse")
+
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 

@@ -89,3 +89,12 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(simko, args, words):
     assert done.returncode == 2, done.stdout
     assert words in done.stderr and "Traceback" not in done.stderr
     assert done.stdout == "" and len(done.stderr.splitlines()) == 1
+
+
+def test_prompts_that_train_would_refuse_fail_the_check(simko):
+    refused = simko("data", "check", "countdown-tiny", "--set", "prompt.max_length=3")
+    assert refused.returncode == 1 and "too long" in refused.stdout
+    dropped = simko(
+        "data", "check", "--set", "prompt.max_length=3", "--set", "prompt.too_long=drop"
+    )
+    assert dropped.returncode == 0, dropped.stderr
