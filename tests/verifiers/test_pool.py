@@ -340,7 +340,8 @@ def test_a_verifier_that_cannot_be_imported(module, name, words):
 
 
 def test_a_row_that_a_built_in_verifier_cannot_use():
-    with pool("countdown") as workers, pytest.raises(UserError, match=r"countdown judges.*data\.source"):
+    words = r"countdown judges.*data\.source"
+    with pool("countdown") as workers, pytest.raises(UserError, match=words):
         workers.verify_groups([group("L 1 + 1 = 2")])
 
 
