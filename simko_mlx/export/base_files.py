@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+
+from simko_mlx.types import require
 
 ALLOWED = (
     *("*.json", "*.txt", "*.jinja", "*.tiktoken", "tokenizer.model", "LICENSE*", "NOTICE*"),
@@ -65,3 +68,17 @@ def new_config(source: Path, *, dequantized: bool, dtype: str | None) -> bytes:
     if json.dumps(config) == before:
         return content
     return json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def require_space(folder: Path, size: int) -> None:
+    """Makes sure that a model of so many bytes fits on the folder's disk.
+
+    Raises:
+        UserError: it doesn't.
+    """
+    free = shutil.disk_usage(folder).free
+    require(
+        size <= free,
+        f"The model takes {size / 1e9:.1f} GB and {folder} has room for {free / 1e9:.1f} GB: free "
+        "some, or give another --out.",
+    )

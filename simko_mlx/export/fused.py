@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -24,7 +23,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from simko_mlx.export.base import Base
-from simko_mlx.export.base_files import copy_files, new_config
+from simko_mlx.export.base_files import copy_files, new_config, require_space
 from simko_mlx.export.changes import Change, LoraChange, Replacement, check_finite
 from simko_mlx.export.fused_loaded import overflow_note, write_loaded
 from simko_mlx.export.source import Source
@@ -42,7 +41,7 @@ from simko_mlx.export.tensor_files import (
 )
 from simko_mlx.export.tensors import DTYPES
 from simko_mlx.model_files import load_files
-from simko_mlx.types import UserError, require
+from simko_mlx.types import UserError
 
 EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
 LINEARS = (nn.Linear, nn.QuantizedLinear)
@@ -195,13 +194,7 @@ class _Rewriting:
         written = [self._written(tensor) for tensor in self.stored.values()]
         kept = [tensor for tensor in written if tensor is not None]
         shards = self._shards(kept)
-        total = sum(tensor.size for tensor in kept)
-        free = shutil.disk_usage(folder).free
-        require(
-            total <= free,
-            f"The model takes {total / 1e9:.1f} GB and {folder} has room for {free / 1e9:.1f} GB: "
-            "free some, or give another --out.",
-        )
+        require_space(folder, sum(tensor.size for tensor in kept))
         write_files(folder, shards, self.metadata or {"format": "pt"})
         index = self.base.path / INDEX
         if index.is_file() or len(shards) > 1:
@@ -276,7 +269,7 @@ class _Rewriting:
         rounded = weight.astype(FLOATS[dtype])
         if dtype == "F16":
             lost = mx.isfinite(weight) & ~mx.isfinite(rounded)
-            count = int(mx.sum(lost).item())
+            count = int(np.array(lost).sum())
             if count:
                 self.overflows[name] = count
         yield to_bytes(rounded)

@@ -13,7 +13,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import dequantize_model, save_model
 
 from simko_mlx.export.base import Base
-from simko_mlx.export.base_files import copy_files, new_config
+from simko_mlx.export.base_files import copy_files, new_config, require_space
 from simko_mlx.export.source import Source
 from simko_mlx.export.tensors import DTYPES
 from simko_mlx.model_files import load_files
@@ -40,11 +40,12 @@ def write_loaded(source: Source, base: Base, folder: Path, dtype: str | None) ->
     left = [name for name, module in model.named_modules() if hasattr(module, "bits")]
     require(
         not left,
-        f"{', '.join(left[:1])} is quantised in a way that mlx-lm can't undo: export with --to mlx.",
+        f"{''.join(left[:1])} is quantised in a way that mlx-lm can't undo: use --to mlx.",
     )
     notes = _cast(model, own, None if dtype is None else DTYPES[dtype])
-    save_model(folder, model, donate_model=True)
     types = {array.dtype for array in _named(model).values()} & set(FLOATS)
+    require_space(folder, sum(array.nbytes for array in _named(model).values()))
+    save_model(folder, model, donate_model=True)
     one = DTYPES[dtype] if dtype else (types.pop() if quantized and len(types) == 1 else None)
     written_as = None if one is None else str(one).removeprefix("mlx.core.")
     config = new_config(base.path, dequantized=quantized, dtype=written_as)
@@ -84,7 +85,9 @@ def _fuse_lora(model: nn.Module, source: Source) -> None:
     linear_to_lora_layers(model, settings["num_layers"], parameters)
     has = _named(model)
     for name in source.weights:
-        require(name in has, f"The adapter has {name}, and {source.config.model} has no such layer.")
+        require(
+            name in has, f"The adapter has {name}, and {source.config.model} has no such layer."
+        )
     model.load_weights([(n, mx.array(w)) for n, w in source.weights.items()], strict=False)
     fused = []
     for name, module in model.named_modules():
@@ -102,7 +105,9 @@ def _replace(model: nn.Module, source: Source) -> None:
     has = _named(model)
     changed = []
     for name, trained in source.weights.items():
-        require(name in has, f"The run trained {name}, and {source.config.model} has no such weight.")
+        require(
+            name in has, f"The run trained {name}, and {source.config.model} has no such weight."
+        )
         if source.scale == 1:
             changed.append((name, mx.array(trained)))
             continue
@@ -119,7 +124,8 @@ def _cast(model: nn.Module, own: dict[str, mx.Dtype], dtype: mx.Dtype | None) ->
             wanted = dtype
         rounded = array.astype(wanted)
         if wanted == mx.float16 and array.dtype != mx.float16:
-            count = int(mx.sum(mx.isfinite(array) & ~mx.isfinite(rounded)).item())
+            lost: Any = mx.sum(mx.isfinite(array) & ~mx.isfinite(rounded)).item()
+            count = int(lost)
             if count:
                 notes.append(overflow_note(name, count))
         changed.append((name, rounded))

@@ -60,7 +60,7 @@ class Written:
 
 
 def read_header(path: Path) -> tuple[dict[str, str], list[Stored]]:
-    """The metadata of a safetensors file that was checked before, and its tensors in their order."""
+    """The metadata and the tensors, in their order, of a safetensors file that was checked."""
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header: dict[str, Any] = json.loads(file.read(length))
@@ -69,7 +69,9 @@ def read_header(path: Path) -> tuple[dict[str, str], list[Stored]]:
     for name, entry in header.items():
         start, end = entry["data_offsets"]
         shape = tuple(entry["shape"])
-        found.append(Stored(name, entry["dtype"], shape, path, 8 + length + start, 8 + length + end))
+        found.append(
+            Stored(name, entry["dtype"], shape, path, 8 + length + start, 8 + length + end)
+        )
     return metadata, sorted(found, key=lambda tensor: tensor.start)
 
 
