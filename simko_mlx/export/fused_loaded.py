@@ -4,14 +4,14 @@ the model, which takes its whole size in memory, and writes it in its own layout
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
-from mlx_lm.tuner.utils import linear_to_lora_layers
+from mlx.utils import tree_unflatten
 from mlx_lm.utils import dequantize_model, save_model
 
+from simko_mlx.export.adapted import named, put_on
 from simko_mlx.export.base import Base
 from simko_mlx.export.base_files import copy_files, new_config, require_space
 from simko_mlx.export.source import Source
@@ -32,10 +32,8 @@ def write_loaded(source: Source, base: Base, folder: Path, dtype: str | None) ->
     own = _own_types(model)
     quantized = any(hasattr(module, "bits") for module in model.modules())
     _to_full_scales(model)
-    if source.is_lora:
-        _fuse_lora(model, source)
-    else:
-        _replace(model, source)
+    put_on(model, source)
+    _fuse_lora(model)
     dequantize_model(model)
     left = [name for name, module in model.named_modules() if hasattr(module, "bits")]
     require(
@@ -43,8 +41,8 @@ def write_loaded(source: Source, base: Base, folder: Path, dtype: str | None) ->
         f"{''.join(left[:1])} is quantised in a way that mlx-lm can't undo: use --to mlx.",
     )
     notes = _cast(model, own, None if dtype is None else DTYPES[dtype])
-    types = {array.dtype for array in _named(model).values()} & set(FLOATS)
-    require_space(folder, sum(array.nbytes for array in _named(model).values()))
+    types = {array.dtype for array in named(model).values()} & set(FLOATS)
+    require_space(folder, sum(array.nbytes for array in named(model).values()))
     save_model(folder, model, donate_model=True)
     one = DTYPES[dtype] if dtype else (types.pop() if quantized and len(types) == 1 else None)
     written_as = None if one is None else str(one).removeprefix("mlx.core.")
@@ -53,13 +51,9 @@ def write_loaded(source: Source, base: Base, folder: Path, dtype: str | None) ->
     return notes
 
 
-def _named(model: nn.Module) -> dict[str, mx.array]:
-    return dict(cast(list[tuple[str, mx.array]], tree_flatten(model.parameters())))
-
-
 def _own_types(model: nn.Module) -> dict[str, mx.Dtype]:
     """Name -> type that a parameter is to have; of a quantised layer that of its scales."""
-    parameters = _named(model)
+    parameters = named(model)
     types = {}
     for name, array in parameters.items():
         scales = parameters.get(f"{name.rpartition('.')[0]}.scales")
@@ -79,16 +73,7 @@ def _to_full_scales(model: nn.Module) -> None:
             layer.biases = layer.biases.astype(mx.float32)
 
 
-def _fuse_lora(model: nn.Module, source: Source) -> None:
-    settings = source.settings
-    parameters = {**settings["lora_parameters"], "scale": source.lora_scale, "dropout": 0.0}
-    linear_to_lora_layers(model, settings["num_layers"], parameters)
-    has = _named(model)
-    for name in source.weights:
-        require(
-            name in has, f"The adapter has {name}, and {source.config.model} has no such layer."
-        )
-    model.load_weights([(n, mx.array(w)) for n, w in source.weights.items()], strict=False)
+def _fuse_lora(model: nn.Module) -> None:
     fused = []
     for name, module in model.named_modules():
         layer: Any = module
@@ -101,24 +86,9 @@ def _fuse_lora(model: nn.Module, source: Source) -> None:
     model.update_modules(tree_unflatten(fused))
 
 
-def _replace(model: nn.Module, source: Source) -> None:
-    has = _named(model)
-    changed = []
-    for name, trained in source.weights.items():
-        require(
-            name in has, f"The run trained {name}, and {source.config.model} has no such weight."
-        )
-        if source.scale == 1:
-            changed.append((name, mx.array(trained)))
-            continue
-        start = has[name].astype(mx.float32)
-        changed.append((name, start + source.scale * (mx.array(trained) - start)))
-    model.update(tree_unflatten(changed))
-
-
 def _cast(model: nn.Module, own: dict[str, mx.Dtype], dtype: mx.Dtype | None) -> list[str]:
     notes, changed = [], []
-    for name, array in _named(model).items():
+    for name, array in named(model).items():
         wanted = own.get(name, array.dtype)
         if dtype is not None and wanted in FLOATS:
             wanted = dtype

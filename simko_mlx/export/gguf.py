@@ -76,11 +76,13 @@ def write_gguf(
     with tempfile.TemporaryDirectory(dir=folder, prefix=".gguf-") as temporary:
         fused = Path(temporary) / f"{name}-step-{source.step}"  # GGUF keeps the folder's name
         notes = write_fused(source, base, fused, dtype)
-        file = Path(temporary) / f"{fused.name}-{dtype or 'auto'}.gguf"
+        file = Path(temporary) / f"{fused.name}-{{ftype}}.gguf"  # it fills in what it chose
         arguments = [str(fused), "--outfile", str(file), "--outtype", dtype or "auto"]
         _convert([python or sys.executable, str(converter), *arguments], converter)
-        require(file.is_file(), f"{converter} wrote no file: run it by hand to see why.")
-        os.replace(file, folder / file.name)
+        made = sorted(Path(temporary).glob("*.gguf"))
+        require(bool(made), f"{converter} wrote no file: run it by hand to see why.")
+        for file in made:
+            os.replace(file, folder / file.name)
     # Notes of the fused folder speak of a folder that is gone.
     return [note for note in notes if str(fused) not in note]
 

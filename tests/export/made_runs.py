@@ -87,10 +87,8 @@ def write_base(
         "torch_dtype": str(dtype).removeprefix("mlx.core."),
         **(GPT2 if family == "gpt2" else {**COMMON, "hidden_act": "silu", **OWN.get(family, {})}),
     }
-    if family == "mistral":  # mlx-lm reads it as a llama
-        model = build({**config, "model_type": "llama"})
-    else:
-        model = build(config)
+    in_mlx = "llama" if family == "mistral" else family  # mlx-lm reads it as a llama
+    model = build({**config, "model_type": in_mlx})
     model.set_dtype(dtype)
     if bits:
         nn.quantize(model, group_size=32, bits=bits)
@@ -172,6 +170,13 @@ def logits(folder: Path, adapter: Path | None = None) -> list[np.ndarray]:
     model.set_dtype(mx.float32)
     model.eval()
     return [np.array(model(mx.array([ids]))[0]) for ids in TOKENS]
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
 
 
 def run_logits(run: Path, base: Path) -> list[np.ndarray]:
