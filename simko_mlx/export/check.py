@@ -18,6 +18,7 @@ import numpy as np
 import safetensors.numpy
 from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import get_total_parameters
+from safetensors import SafetensorError
 
 from simko_mlx import data
 from simko_mlx.export.adapted import put_lora_on, put_on
@@ -133,7 +134,7 @@ def _reloaded(
             else:
                 _load_peft(model, folder)
         return answers(model, prompts, precise=precise)
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
+    except (ValueError, KeyError, OSError, RuntimeError, SafetensorError) as error:
         text = " ".join(str(error).split())[:300]
         raise UserError(f"The export in {folder} can't be loaded again: {text}.") from error
 

@@ -82,7 +82,7 @@ def test_a_damaged_weight_is_found_out(make, kind):
         safetensors.numpy.save_file(changed, file)
         assert not check_export(*arguments)[0].ok
     file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(UserError, match="can't be loaded again|can't load the model"):
+    with pytest.raises(UserError, match=r"can't be loaded again|can't load"):
         check_export(*arguments)
 
 
