@@ -43,6 +43,11 @@ class Base:
     made_from: str | None
 
     @property
+    def type(self) -> str:
+        """The family, as mlx-lm and transformers name it."""
+        return str(self.config.get("model_type"))
+
+    @property
     def quantization(self) -> dict[str, Any] | None:
         return self.config.get("quantization") or self.config.get("quantization_config")
 
