@@ -127,8 +127,8 @@ def notes(base: Base) -> list[str]:
     if base.quantization is None:
         return said
     said.append(
-        f"This adapter was trained on a base of {base.quantization.get('bits')} bits, and PEFT will "
-        f"put it on {peft_base(base)} in full precision, which answers a little differently: "
+        f"This adapter was trained on a base of {base.quantization.get('bits')} bits, and PEFT "
+        f"puts it on {peft_base(base)} in full precision, which answers a little differently: "
         "--to fused keeps what was trained on, and --check measures the difference."
     )
     if base.made_from is None:
