@@ -54,6 +54,8 @@ class Base:
     @property
     def tied(self) -> bool:
         """Whether the head is the token embedding's own matrix, as far as the files tell."""
+        if self.config.get("tie_word_embeddings") is True:
+            return True  # though some files hold a copy of it
         return not any(name.rpartition(".")[0].endswith("lm_head") for name in self.tensors)
 
     def shape(self, module: str) -> tuple[int, ...] | None:
