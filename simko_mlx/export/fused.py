@@ -61,6 +61,14 @@ def write_fused(source: Source, base: Base, folder: Path, dtype: str | None = No
     Raises:
         UserError: the weights are not finite, the model can't be loaded, or the disk is full.
     """
+    notes = fuse(source, base, folder, dtype)
+    if base.quantization is not None and not _is_quantized(folder):
+        notes.append(_dequantized_note(base))
+    return notes
+
+
+def fuse(source: Source, base: Base, folder: Path, dtype: str | None = None) -> list[str]:
+    """The same without a word about quantisation."""
     check_finite(source)
     with _disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,16 +76,12 @@ def write_fused(source: Source, base: Base, folder: Path, dtype: str | None = No
         rewriting = _Rewriting(source, base, model, dtype)
         problem = rewriting.problem()
         if problem is None:
-            notes = rewriting.write(folder)
-        else:
-            notes = [
-                f"{problem}, so the model is written as mlx-lm lays it out: it loads in mlx-lm and "
-                "LM Studio, but not in transformers.",
-                *write_loaded(source, base, folder, dtype),
-            ]
-    if base.quantization is not None and not _is_quantized(folder):
-        notes.append(_dequantized_note(base, folder))
-    return notes
+            return rewriting.write(folder)
+        return [
+            f"{problem}, so the model is written as mlx-lm lays it out: it loads in mlx-lm and "
+            "LM Studio, but not in transformers.",
+            *write_loaded(source, base, folder, dtype),
+        ]
 
 
 def _is_quantized(folder: Path) -> bool:
@@ -85,13 +89,13 @@ def _is_quantized(folder: Path) -> bool:
     return "quantization" in config or "quantization_config" in config
 
 
-def _dequantized_note(base: Base, folder: Path) -> str:
+def _dequantized_note(base: Base) -> str:
     bits = (base.quantization or {}).get("bits")
     form = f"quantised to {bits} bits" if bits else "quantised"
     return (
         f"The base model is {form}; the fused one is in full precision, since rounding its weights "
         "again would round away part of what was learnt. Where that is too large: `mlx_lm.convert "
-        f"--hf-path {folder} -q --mlx-path {folder}-quantized`, and measure what it costs."
+        "--hf-path DIR -q --mlx-path DIR-quantized`, and measure what it costs."
     )
 
 

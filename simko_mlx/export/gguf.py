@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from simko_mlx.export.base import Base
-from simko_mlx.export.fused import write_fused
+from simko_mlx.export.fused import fuse
 from simko_mlx.export.source import Source
 from simko_mlx.types import UserError, require
 
@@ -69,13 +69,13 @@ def write_gguf(
         dtype: f32, f16 or bf16. None: the converter's choice, by the weights' own type.
 
     Raises:
-        UserError: as ``write_fused``, or the converter fails; its own last words are quoted.
+        UserError: as ``fuse``, or the converter fails; its own last words are quoted.
     """
     name = base.name.rstrip("/").rpartition("/")[2]
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".gguf-") as temporary:
         fused = Path(temporary) / f"{name}-step-{source.step}"  # GGUF keeps the folder's name
-        notes = write_fused(source, base, fused, dtype)
+        notes = fuse(source, base, fused, dtype)
         file = Path(temporary) / f"{fused.name}-{{ftype}}.gguf"  # it fills in what it chose
         arguments = [str(fused), "--outfile", str(file), "--outtype", dtype or "auto"]
         _convert([python or sys.executable, str(converter), *arguments], converter)
@@ -83,8 +83,7 @@ def write_gguf(
         require(bool(made), f"{converter} wrote no file: run it by hand to see why.")
         for file in made:
             os.replace(file, folder / file.name)
-    # Notes of the fused folder speak of a folder that is gone.
-    return [note for note in notes if str(fused) not in note]
+    return notes
 
 
 def _convert(command: list[str], converter: Path) -> None:

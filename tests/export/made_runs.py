@@ -7,6 +7,7 @@ large enough that it moves logits by 0.1 and more, so that a difference of 1e-4 
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def write_base(
         **(GPT2 if family == "gpt2" else {**COMMON, "hidden_act": "silu", **OWN.get(family, {})}),
     }
     in_mlx = "llama" if family == "mistral" else family  # mlx-lm reads it as a llama
-    model = build({**config, "model_type": in_mlx})
+    model = build({**config, "model_type": in_mlx}, seed=zlib.crc32(family.encode()))
     model.set_dtype(dtype)
     if bits:
         nn.quantize(model, group_size=32, bits=bits)
