@@ -265,11 +265,11 @@ class _Rewriting:
         size = int(np.prod(shape)) * FLOATS[dtype].size
         return Written(name, dtype, shape, size, partial(self._make, name, dtype))
 
-    def _make(self, name: str, dtype: str) -> Iterator[bytes]:
+    def _make(self, name: str, dtype: str) -> Iterator[memoryview]:
         weight = self._full_precision(name)
         change = self.changes.get(name)
         if change is not None:
-            weight = mx.array(change.apply(np.array(weight)))
+            weight = mx.array(change.apply(np.asarray(weight)))
         rounded = weight.astype(FLOATS[dtype])
         if dtype == "F16":
             lost = mx.isfinite(weight) & ~mx.isfinite(rounded)
