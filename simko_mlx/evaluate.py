@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +41,7 @@ class Evaluation:
     ``fork_rank_probs`` over forking tokens; ``entropy`` is in nats per token. ``groups`` gives
     pass@1 for parts of the problems ("strategy L"). ``counts`` are the correct completions of
     each problem. Completions that can't be scored count as wrong; ``bound`` maps k to what pass@k
-    would be if they were all right.
+    would be if they were all right. ``scale`` multiplied the adapter's effect.
     """
 
     label: str
@@ -61,14 +63,18 @@ class Evaluation:
     seconds: float
     note: str = ""
     bound: dict[int, float] = field(default_factory=dict)
+    scale: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain JSON; pass@k keys become "pass@8"."""
+        """The same as plain JSON; pass@k keys become "pass@8", what is not finite None."""
         out = asdict(self)
         out["pass_at_k"] = {f"pass@{k}": asdict(v) for k, v in self.pass_at_k.items()}
         out["bound"] = {f"pass@{k}": v for k, v in self.bound.items()}
         if self.chance is not None:
             out["chance"] = {f"pass@{k}": v for k, v in self.chance.items()}
+        out["entropy"] = _finite(self.entropy)
+        for name in ("rank_probs", "fork_rank_probs"):
+            out[name] = [_finite(value) for value in out[name]]
         return out
 
     @classmethod
@@ -83,9 +89,20 @@ class Evaluation:
             chance = raw["chance"].items()
             fields["chance"] = {int(key.removeprefix("pass@")): v for key, v in chance}
         fields["groups"] = {name: Interval(**v) for name, v in raw["groups"].items()}
-        for name in ("rank_probs", "fork_rank_probs", "counts", "problem_ids"):
+        for name in ("counts", "problem_ids"):
             fields[name] = tuple(raw[name])
+        fields["entropy"] = _or_nan(raw["entropy"])
+        for name in ("rank_probs", "fork_rank_probs"):
+            fields[name] = tuple(_or_nan(value) for value in raw[name])
         return cls(**fields)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 @dataclass(frozen=True)
@@ -245,6 +262,21 @@ def chance_pass_at_k(problems: Sequence[Problem], ks: Sequence[int]) -> dict[int
     return {k: sum(1 - (1 - q) ** k for q in known) / len(known) for k in ks}
 
 
+def kept_path(run_dir: Path, step: int, scale: float = 1.0) -> Path:
+    """Where ``evaluate_run`` keeps what it measured of a checkpoint."""
+    scaled = "" if scale == 1 else f"-scale-{float(scale)!r}"
+    return run_dir / "evaluations" / f"eval-step-{step:06d}{scaled}.json"
+
+
+def _keep(path: Path, evaluations: Sequence[Evaluation], logger: Logger) -> None:
+    """Replaces what was kept of an earlier call; a folder that can't be written to is a message."""
+    content = json.dumps({"evaluations": [e.to_json() for e in evaluations]}, indent=2)
+    try:
+        checkpoint.write_atomically(path, content.encode() + b"\n")
+    except OSError as error:
+        logger.message(f"{path} can't be written ({error.strerror}): these figures are not kept.")
+
+
 def evaluate_run(
     run_dir: Path,
     *,
@@ -255,7 +287,8 @@ def evaluate_run(
     problems: int | None = None,
     step: int | None = None,
 ) -> list[Evaluation]:
-    """Evaluates a run's newest checkpoint (or the one of ``step``), after its base when asked.
+    """Evaluates a run's newest checkpoint (or the one of ``step``), after its base when asked, and
+    keeps the result in the run's ``evaluations/``.
 
     ``ks``, ``n`` and ``problems`` default to the run's ``eval`` section; without ``n`` it is
     raised to twice the largest k if need be.
@@ -300,4 +333,5 @@ def evaluate_run(
             plan = Plan(label, n, tuple(ks))
             results.append(evaluate(policy, pool, prompts, plan, progress))
             del policy, prompts  # never two models in memory
+    _keep(kept_path(run_dir, state["step"]), results, logger)
     return results
