@@ -14,14 +14,12 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+!|~$&])")
 def _clean(text: str) -> str:
     """The text with line breaks as \\n, and what reorders or hides text as U+FFFD."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return "".join(
-        c if c in "\n\t" or not _is_control(c) else REPLACEMENT
-        for c in text  # fmt: skip
-    )
+    return "".join(REPLACEMENT if _is_control(char) else char for char in text)
 
 
 def _is_control(char: str) -> bool:
-    return char in _BIDI or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
+    hidden = char in _BIDI or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
+    return hidden and char not in "\n\t"
 
 
 def one_line(text: str) -> str:
@@ -34,15 +32,15 @@ def plain(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", one_line(text))
 
 
-def code(text: str) -> str:
-    """Text as code on one line, in a table too."""
+def code(text: str, *, cell: bool = False) -> str:
+    """Text as code on one line; ``cell``: of a table, where a bar ends a cell even in code."""
     text = one_line(text)
     if not text:
         return "(empty)"
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    edge = " " if text.startswith(("`", " ")) or text.endswith(("`", " ")) else ""
-    # In tables alone is \| a bar; elsewhere a backslash would show, so a bar is written otherwise.
-    return f"{fence}{edge}{text}{edge}{fence}".replace("|", "\u2502")
+    edge = " " if text.startswith("`") or text.endswith("`") else ""
+    text = f"{fence}{edge}{text}{edge}{fence}"
+    return text.replace("|", "\\|") if cell else text
 
 
 def block(text: str, language: str = "") -> str:

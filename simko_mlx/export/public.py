@@ -22,7 +22,9 @@ PATHS = (
     "model", "policy.adapter_path", "prompt.few_shot_path", "data.path", "data.eval_path",
     "data.pass_rates",
 )  # fmt: skip
-_SECRET_KEY = re.compile(r"token|secret|passw(or)?d|passphrase|api_?key|authori[sz]ation|credential", re.I)
+_SECRET_KEY = re.compile(
+    r"token|secret|passw(or)?d|passphrase|api_?key|authori[sz]ation|credential", re.I
+)
 _COUNT_KEY = re.compile(r"tokens$", re.I)  # max_tokens: a number is no secret there
 _PATH_KEY = re.compile(r"path|file|folder|dir(ectory)?$", re.I)
 _SECRETS = re.compile(
