@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from simko_mlx import data
+from simko_mlx import checkpoint, data
 from simko_mlx.batching import MEASURED_PER_PROBLEM, group_batch
 from simko_mlx.config import Config
 from simko_mlx.config_checks import validate_k

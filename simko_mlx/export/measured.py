@@ -54,7 +54,7 @@ class Measured:
 def read_measured(source: Source) -> Measured:
     """Reads what the run's folder has; files that are missing or damaged count as not there."""
     folder = source.run_dir / "evaluations"
-    kept = [e for e in _evaluations(kept_path(source.run_dir, source.step, source.scale))]
+    kept = _evaluations(kept_path(source.run_dir, source.step, source.scale))
     trained = _of_step(kept, source)
     by_eval = trained is not None
     if trained is None:
@@ -125,7 +125,7 @@ def _evaluations(path: Path) -> list[Evaluation]:
     """Those in a file of ``evaluations/``, of one or of several; none of a damaged file."""
     try:
         raw = json.loads(path.read_bytes())
-        several = raw["evaluations"] if "evaluations" in raw else [raw]
+        several = raw.get("evaluations", [raw])
         return [Evaluation.from_json(each) for each in several]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
