@@ -139,7 +139,7 @@ def _metadata(facts: Facts) -> str:
         license=_licence_id(base.licence),
         pipeline_tag="text-generation",
         tags=list(dict.fromkeys(tags)),
-        datasets=[config.data.path] if on_hub else None,
+        datasets=[str(config.data.path)] if on_hub else None,
         model_name=one_line(facts.title) if measured else None,
         eval_results=measured or None,
     )

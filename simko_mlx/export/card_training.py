@@ -137,8 +137,8 @@ def _trained(facts: Facts) -> list[str]:
     where = ", ".join(code(str(key)) for key in keys) if keys else "all linear layers"
     told.append(
         f"LoRA of rank {lora.get('rank')} and scale {lora.get('scale'):g} (which multiplies "
-        f"directly, alpha / rank in PEFT's words), dropout {lora.get('dropout', 0.0):g}, on {where} "
-        f"of {f'the last {layers} blocks' if some else 'all blocks'}."
+        f"directly, alpha / rank in PEFT's words), dropout {lora.get('dropout', 0.0):g}, on "
+        f"{where} of {f'the last {layers} blocks' if some else 'all blocks'}."
     )
     if source.scale != 1:
         told.append(
@@ -155,7 +155,7 @@ def _machine(facts: Facts) -> list[str]:
     info = info if isinstance(info, dict) else {}
     name = plain(str(info.get("device_name") or "unknown device"))
     memory = info.get("memory_size")
-    size = f", {int(memory) / 2**30:.0f} GiB" if str(memory).isdigit() else ""
+    size = f", {int(str(memory)) / 2**30:.0f} GiB" if str(memory).isdecimal() else ""
     device, system = facts.env("device"), facts.env("platform")
     versions = [f"{v} {facts.env(v)}" for v in VERSIONS if facts.env(v)]
     return [f"{name}{size} ({device}), {system}; {', '.join(versions)}."]
@@ -210,8 +210,8 @@ def limits(facts: Facts) -> list[str]:
         told.append("How well it solves held-out problems was not measured.")
     else:
         told.append(
-            f"The figures are of one run (seed {config.seed}). The intervals are over problems; how "
-            "much other seeds would differ was not measured."
+            f"The figures are of one run (seed {config.seed}). The intervals are over problems; "
+            "how much other seeds would differ was not measured."
         )
         if config.data.eval_path is None and config.data.eval_split is None:
             told.append(

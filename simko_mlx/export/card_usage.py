@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 
+from simko_mlx.data import load
 from simko_mlx.export.card_facts import Facts
 from simko_mlx.export.markdown import block, code
 from simko_mlx.export.peft import peft_base
@@ -12,6 +13,7 @@ from simko_mlx.model_files import EMBEDDED
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
 QUESTION = "YOUR QUESTION"
+SHOWN = ("countdown", "instructions")  # problem sources that are made offline, of nobody's data
 
 
 def usage(facts: Facts) -> list[str]:
@@ -41,19 +43,27 @@ def prompt_format(facts: Facts) -> list[str]:
             "out (`prompt.few_shot` in `training/config.yaml`)"
         )
     told.append(
-        f"- sampling at temperature {facts.config.rollout.temperature:g}, at most "
-        f"{facts.config.rollout.max_completion_length:,} new tokens"
+        f"- sampling at temperature {facts.config.eval.temperature:g} from the whole vocabulary, "
+        f"at most {_limit(facts):,} new tokens"
     )
     parts = ["\n".join(told)]
     if prompt.system is not None:
         parts += ["System prompt:", block(prompt.system, "text")]
-    if prompt.template == "{prompt}":
-        return [*parts, "The question stands by itself, as the data set has it."]
-    return [
-        *parts,
-        "Around the question, in the place of `{prompt}`:",
-        block(prompt.template, "text"),
-    ]
+    if prompt.template != "{prompt}":
+        parts += [
+            "Around the question, in the place of `{prompt}`:",
+            block(prompt.template, "text"),
+        ]
+    return parts + _example(facts)
+
+
+def _example(facts: Facts) -> list[str]:
+    """A question, where it was generated: one of a file's may not be for everyone to see."""
+    data = facts.source.config.data
+    if data.source not in SHOWN:
+        return []
+    question = (load(data).heldout or load(data).train)[0].messages[-1]["content"]
+    return ["A question, as the generator makes it:", block(question, "text")]
 
 
 def _placeholders(facts: Facts) -> str:
@@ -65,8 +75,8 @@ def _placeholders(facts: Facts) -> str:
     if facts.model == "MODEL" and "fused" not in facts.kinds:
         if facts.base.path == EMBEDDED:
             told.append(
-                "`MODEL` is the folder that `python -c 'from simko_mlx.model_files import EMBEDDED; "
-                "print(EMBEDDED)'` prints, where simko-mlx is installed."
+                "`MODEL` is the folder that `python -c 'from simko_mlx.model_files import "
+                "EMBEDDED; print(EMBEDDED)'` prints, where simko-mlx is installed."
             )
         else:
             told.append(
@@ -123,7 +133,7 @@ def _mlx(facts: Facts) -> list[str]:
             "prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, "
             f"enable_thinking={_thinking(facts)})"
         )
-    temperature = f"{facts.config.rollout.temperature:g}"
+    temperature = f"{facts.config.eval.temperature:g}"
     lines += [
         f"sampler = make_sampler(temp={temperature})",
         f"print(generate(model, tokenizer, prompt, max_tokens={_limit(facts)}, sampler=sampler))",
@@ -156,18 +166,20 @@ def _transformers(facts: Facts) -> list[str]:
         )
     else:
         lines.append('inputs = tokenizer(prompt, return_tensors="pt")')
-    temperature = f"{facts.config.rollout.temperature:g}"
+    temperature = f"{facts.config.eval.temperature:g}"
     lines += [
         f"output = model.generate(**inputs, max_new_tokens={_limit(facts)}, do_sample=True, "
         f"temperature={temperature}, top_k=0, top_p=1.0)",
-        'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :]))',
+        "answer = output[0, inputs['input_ids'].shape[1] :]",
+        "print(tokenizer.decode(answer, skip_special_tokens=True))",
     ]
     found = [block("\n".join(lines), "python")]
     if not fused and facts.base.quantization is not None:
         found.insert(
             0,
             "PEFT can't load the quantised base that the adapter was trained on. On the model in "
-            "full precision the answers differ a little, and the figures above do not hold exactly.",
+            "full precision the answers differ a little, and the figures above do not hold "
+            "exactly.",
         )
     return found
 
@@ -199,7 +211,8 @@ def _vllm(facts: Facts) -> list[str]:
         body["chat_template_kwargs"] = {"enable_thinking": prompt.thinking}
     else:
         body["prompt"] = text if prompt.system is None else f"{prompt.system}\n\n{text}"
-    body |= {"max_tokens": _limit(facts), "temperature": facts.config.rollout.temperature}
+    body |= {"max_tokens": _limit(facts), "temperature": facts.config.eval.temperature}
+    body |= {"top_p": 1.0, "top_k": -1}  # vLLM would take the model's own defaults
     way = "chat/completions" if facts.uses_chat else "completions"
     ask = (
         f"curl http://localhost:8000/v1/{way} -H 'Content-Type: application/json' "

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from urllib.parse import quote
 
 REPLACEMENT = "\ufffd"
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+!|~$&])")
+_SPECIAL = re.compile(r"([\\`*_\[\]<>#|~$&])")
 
 
 def _clean(text: str) -> str:
@@ -58,4 +59,4 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def link(text: str, url: str) -> str:
-    return f"[{plain(text)}]({url})"
+    return f"[{plain(text)}]({quote(url, safe='/:?=&#%')})"

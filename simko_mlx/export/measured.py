@@ -60,26 +60,20 @@ def read_measured(source: Source) -> Measured:
     if trained is None:
         kept = []
         trained = _of_step(_evaluations(folder / f"step-{source.step}.json"), source)
-    earlier = {}
-    for evaluation in [
-        *kept,
-        *_evaluations(folder / "base.json"),
-        *_evaluations(folder / "start.json"),
-    ]:
-        if evaluation.label in ("base", START):
-            fits = trained is not None and comparable(evaluation, trained)
-            known = earlier.get(evaluation.label)
-            if known is None or (fits and not comparable(known, trained)):
-                earlier[evaluation.label] = evaluation
-    before = [e for e in earlier.values() if trained is not None and comparable(e, trained)]
-    remarks = []
-    if trained is not None:
-        remarks = [_difference(e, trained) for e in earlier.values() if e not in before]
-        if "base" not in earlier and START not in earlier:
-            remarks = ["The base model was not measured with these settings."]
-    return Measured(
-        trained, tuple(before), by_eval, tuple(remarks), _read_log(source), _best(source)
-    )
+    log, best = _read_log(source), _best(source)
+    if trained is None:
+        return Measured(None, log=log, best=best)
+    fitting: dict[str, Evaluation] = {}
+    others: dict[str, Evaluation] = {}
+    own = [e for name in ("base", START) for e in _evaluations(folder / f"{name}.json")]
+    for each in [*kept, *own]:
+        if each.label in ("base", START):
+            (fitting if comparable(each, trained) else others).setdefault(each.label, each)
+    remarks = [_difference(e, trained) for name, e in others.items() if name not in fitting]
+    if not fitting and not others:
+        remarks.append("The base model was not measured with these settings.")
+    before = tuple(fitting[name] for name in ("base", START) if name in fitting)
+    return Measured(trained, before, by_eval, tuple(remarks), log, best)
 
 
 def comparable(one: Evaluation, other: Evaluation) -> bool:
@@ -157,12 +151,14 @@ def _read_log(source: Source) -> TrainingLog:
     evaluations = tiers["small"] or tiers["full"]
     points = [(s, _float(evaluations[s].get("eval/pass@1"))) for s in sorted(evaluations)]
     settings = {(row.get("eval/problems"), row.get("eval/n")) for row in evaluations.values()}
+    problems, n = settings.pop() if len(settings) == 1 else (None, None)
+    same = (problems, n) if isinstance(problems, int) and isinstance(n, int) else None
     each = [row for rows in tiers.values() for row in rows.values()]
     peaks = [_float(row.get("mem/peak_gb")) for row in steps.values()]
     return TrainingLog(
         rewards=rewards,
         points=tuple((s, value) for s, value in points if value is not None),
-        point_settings=settings.pop() if len(settings) == 1 else None,
+        point_settings=same,
         step_seconds=_sum(row.get("time/step") for row in steps.values()),
         evaluation_seconds=_sum(row.get("time/eval") for row in each),
         peak_gb=max((p for p in peaks if p is not None), default=None),

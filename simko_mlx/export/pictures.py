@@ -119,7 +119,7 @@ class Drawing:
             self.text(x, frame.bottom + 20, label, anchor="middle", colour=MUTED)
         middle = (frame.left + frame.right) / 2, (frame.top + frame.bottom) / 2
         self.text(middle[0], frame.bottom + 42, titles[0], anchor="middle", colour=MUTED)
-        self.text(22, middle[1], titles[1], anchor="middle", colour=MUTED, turn=-90)
+        self.text(19, middle[1], titles[1], anchor="middle", colour=MUTED, turn=-90)
 
     def svg(self) -> str:
         return "\n".join([*self.parts, "</svg>"]) + "\n"
@@ -153,7 +153,7 @@ def pass_at_k(series: Sequence[Series]) -> str:
     marks = ticks(0.0, min(1.0, max(highest, 0.01)), 5)
     first, last = math.log2(ks[0]), math.log2(ks[-1])
     margin = 0.04 * (last - first)  # markers at the ends stay clear of the axis
-    frame = Frame(72, 50, 540, 318, (first - margin, last + margin), (0.0, marks[-1]))
+    frame = Frame(76, 50, 540, 318, (first - margin, last + margin), (0.0, marks[-1]))
     named = ", ".join(s.label for s in series)
     drawing = Drawing("pass@k on held-out problems", f"pass@k against k: {named}.")
     step = 100 * (marks[1] - marks[0])
@@ -219,7 +219,7 @@ def training(
     marks = ticks(low, high, 5)
     last = max(step for step, _ in [*rewards, *evaluations])
     steps = ticks(0, max(last, 1), 8, whole=True)
-    frame = Frame(72, 76, 694, 318, (0, max(last, 1)), (marks[0], marks[-1]))
+    frame = Frame(76, 76, 694, 318, (0, max(last, 1)), (marks[0], marks[-1]))
     drawing = Drawing(
         "Reward in training",
         f"Mean reward of each step up to step {last}, and pass@1 of evaluations.",
