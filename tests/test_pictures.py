@@ -63,7 +63,7 @@ def points(root: ElementTree.Element, colour: str) -> list[tuple[float, float]]:
 @pytest.mark.parametrize("rate", [0.0, 0.001, 0.3, 1.0])
 def test_pass_at_k_draws_every_value_where_it_belongs(ks, rate):
     lines = [series("trained", rate, ks), series("base", rate / 2, ks, BEFORE)]
-    chance = Series("chance", CHANCE, {k: 0.0 for k in ks}, dashed=True)
+    chance = Series("chance", CHANCE, dict.fromkeys(ks, 0.0), dashed=True)
     root = parsed(pass_at_k([*lines, chance]))
     words = texts(root)
     assert f"trained {100 * lines[0].values[ks[-1]]:.1f} %" in words
