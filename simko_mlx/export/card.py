@@ -163,7 +163,7 @@ def _eval_results(facts: Facts) -> list[Any]:
     return [
         EvalResult(
             task_type="text-generation",
-            task_name="Problems with a verifier",
+            task_name="Text generation",
             dataset_type=str(data.path) if on_hub else one_line(data.source),
             dataset_name=one_line(_dataset_name(facts)),
             dataset_config=data.subset if on_hub else None,
