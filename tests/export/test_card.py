@@ -150,7 +150,10 @@ def test_metadata_tells_base_relation_library_and_licence(trained, tmp_path):
         data__split="train", data__eval_split="test",
     )  # fmt: skip
     base = {"hub_id": "owner/base", "licence": "apache-2.0", "revision": "f" * 40}
-    data = loaded(make(source, repo="me/mine", **base), tmp_path).data
+    files = make(source, repo="me/mine", **base)
+    for words in ("40 problems to train on", "Revision `abc`", "split `test`", f"`{'f' * 40}`"):
+        assert words in text_of(files)
+    data = loaded(files, tmp_path).data
     assert data.base_model == "owner/base" and data["base_model_relation"] == "adapter"
     assert (data.library_name, data.license) == ("peft", "apache-2.0")
     assert data.pipeline_tag == "text-generation" and data.datasets == ["owner/problems"]
