@@ -101,6 +101,12 @@ class Facts:
         return "fused" in self.kinds or not self.source.is_lora
 
     @property
+    def temperature(self) -> float:
+        """That of the figures."""
+        trained = self.measured.trained
+        return self.config.eval.temperature if trained is None else trained.temperature
+
+    @property
     def rank(self) -> int:
         return int(self.source.settings["lora_parameters"]["rank"])
 

@@ -43,7 +43,7 @@ def prompt_format(facts: Facts) -> list[str]:
             "out (`prompt.few_shot` in `training/config.yaml`)"
         )
     told.append(
-        f"- sampling at temperature {facts.config.eval.temperature:g} from the whole vocabulary, "
+        f"- sampling at temperature {facts.temperature:g} from the whole vocabulary, "
         f"at most {_limit(facts):,} new tokens"
     )
     parts = ["\n".join(told)]
@@ -133,7 +133,7 @@ def _mlx(facts: Facts) -> list[str]:
             "prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, "
             f"enable_thinking={_thinking(facts)})"
         )
-    temperature = repr(facts.config.eval.temperature)
+    temperature = repr(facts.temperature)
     lines += [
         f"sampler = make_sampler(temp={temperature})",
         f"print(generate(model, tokenizer, prompt, max_tokens={_limit(facts)}, sampler=sampler))",
@@ -166,7 +166,7 @@ def _transformers(facts: Facts) -> list[str]:
         )
     else:
         lines.append('inputs = tokenizer(prompt, return_tensors="pt")')
-    temperature = repr(facts.config.eval.temperature)
+    temperature = repr(facts.temperature)
     lines += [
         f"output = model.generate(**inputs, max_new_tokens={_limit(facts)}, do_sample=True, "
         f"temperature={temperature}, top_k=0, top_p=1.0)",
@@ -211,7 +211,7 @@ def _vllm(facts: Facts) -> list[str]:
         body["chat_template_kwargs"] = {"enable_thinking": prompt.thinking}
     else:
         body["prompt"] = text if prompt.system is None else f"{prompt.system}\n\n{text}"
-    body |= {"max_tokens": _limit(facts), "temperature": facts.config.eval.temperature}
+    body |= {"max_tokens": _limit(facts), "temperature": facts.temperature}
     body |= {"top_p": 1.0, "top_k": -1}  # vLLM would take the model's own defaults
     way = "chat/completions" if facts.uses_chat else "completions"
     ask = (

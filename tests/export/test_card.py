@@ -200,6 +200,10 @@ def test_what_eval_kept_comes_before_the_runs_own(again):
     text = text_of(make(read_source(again)))
     assert "**trained** | 87.5 [" in text and "| base | 12.5 [" in text
     assert "Measured by `simko-mlx eval` on 3 held-out problems, 8 completions" in text
+    cool = [evaluation(label, [1, 2], temperature=0.25) for label in ("base", "step 4")]
+    keep(again, *cool)
+    text = text_of(make(read_source(again)))
+    assert "at temperature 0.25, of" in text and "make_sampler(temp=0.25)" in text
 
 
 @pytest.mark.parametrize(
