@@ -117,6 +117,7 @@ def answers(model: nn.Module, prompts: Sequence[Sequence[int]], *, precise: bool
     for ids in prompts:
         logits = call(mx.array([list(ids)]))[0, -LAST:]
         found.append(np.array(logits.astype(mx.float32)))
+    mx.clear_cache()  # another model comes next, perhaps in another process
     return found
 
 
@@ -257,6 +258,8 @@ def _peft_base(comparison: _Comparison) -> Path | str:
 
     config = json.loads((comparison.folder / "adapter_config.json").read_bytes())
     name = str(config["base_model_name_or_path"])
+    if comparison.base.made_from is None:
+        return "the quantised base's files don't say what it was made from: name that with --base"
     if Path(name).is_dir() and Path(name).resolve() != comparison.base.path.resolve():
         return Path(name)
     try:

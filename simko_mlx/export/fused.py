@@ -63,7 +63,7 @@ def write_fused(source: Source, base: Base, folder: Path, dtype: str | None = No
     """
     notes = fuse(source, base, folder, dtype)
     if base.quantization is not None and not _is_quantized(folder):
-        notes.append(_dequantized_note(base))
+        notes.append(_dequantized_note(base, folder))
     return notes
 
 
@@ -89,13 +89,13 @@ def _is_quantized(folder: Path) -> bool:
     return "quantization" in config or "quantization_config" in config
 
 
-def _dequantized_note(base: Base) -> str:
+def _dequantized_note(base: Base, folder: Path) -> str:
     bits = (base.quantization or {}).get("bits")
     form = f"quantised to {bits} bits" if bits else "quantised"
     return (
         f"The base model is {form}; the fused one is in full precision, since rounding its weights "
         "again would round away part of what was learnt. Where that is too large: `mlx_lm.convert "
-        "--hf-path DIR -q --mlx-path DIR-quantized`, and measure what it costs."
+        f"--hf-path {folder} -q --mlx-path {folder}-quantized`, and measure what it costs."
     )
 
 

@@ -99,7 +99,11 @@ def test_a_quantised_base_is_reported_with_its_difference(make):
     other = write_files(folder.parent / "peft", peft_files(source, base))
     mlx, torch = check_export("peft", source, base, other)
     assert mlx.ok and mlx.bound and size(mlx) < 1e-4
-    assert torch.largest is None and "is not on this machine: `hf download" in torch.note
+    assert torch.largest is None and "name that with --base" in torch.note
+    named = replace(base, made_from="owner/name-that-is-not-here")
+    write_files(other, peft_files(source, named))
+    torch = check_export("peft", source, named, other)[1]
+    assert torch.largest is None and "`hf download owner/name-that-is-not-here`" in torch.note
 
 
 def test_mlx_lms_own_layout_is_not_tried_in_transformers(tmp_path):
