@@ -245,8 +245,9 @@ def _judge(comparison: _Comparison, where: str, found: Answers, other_base: bool
     result = found.results[0]
     if isinstance(result, Failure):
         # A base that transformers doesn't know says nothing about the export.
-        exported = result.stage == "adapter"
-        return (comparison.failed if exported else comparison.not_checked)(where, result.text)
+        if result.stage == "model":
+            return comparison.not_checked(where, f"the model can't be loaded there: {result.text}")
+        return comparison.failed(where, f"the adapter can't be loaded there: {result.text}")
     return comparison.of(where, result, other_base=other_base)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -92,10 +93,11 @@ def _is_quantized(folder: Path) -> bool:
 def _dequantized_note(base: Base, folder: Path) -> str:
     bits = (base.quantization or {}).get("bits")
     form = f"quantised to {bits} bits" if bits else "quantised"
+    small = ["mlx_lm.convert", "--hf-path", str(folder), "-q", "--mlx-path", f"{folder}-quantized"]
     return (
         f"The base model is {form}; the fused one is in full precision, since rounding its weights "
-        "again would round away part of what was learnt. Where that is too large: `mlx_lm.convert "
-        f"--hf-path {folder} -q --mlx-path {folder}-quantized`, and measure what it costs."
+        "again would round away part of what was learnt. Where that is too large: "
+        f"`{shlex.join(small)}`, and measure what it costs."
     )
 
 
