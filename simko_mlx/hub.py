@@ -75,7 +75,7 @@ def file_names(repo: Repo) -> list[str]:
             nothing on this machine.
     """
     with hub_errors(repo):
-        found = _ask(repo)
+        found = _ask(repo, {"allow_patterns": []})  # no file must be there
         if isinstance(found, Path):
             files = (path for path in found.rglob("*") if path.is_file())
             return [path.relative_to(found).as_posix() for path in files]
@@ -112,9 +112,9 @@ def download(repo: Repo, patterns: Sequence[str], ignored: Sequence[str] = ()) -
         return path
 
 
-def _ask(repo: Repo, chosen: dict[str, Any] | None = None) -> Any:
+def _ask(repo: Repo, chosen: dict[str, Any]) -> Any:
     """What the Hub says of the repository, with its files and their sizes; the folder on this
-    machine where the Hub says nothing."""
+    machine, with the chosen files in it, where the Hub says nothing."""
     from huggingface_hub import HfApi, errors, snapshot_download
 
     try:
@@ -124,7 +124,7 @@ def _ask(repo: Repo, chosen: dict[str, Any] | None = None) -> Any:
         if _status(error) is not None and not _is_passing(error):
             raise  # the Hub was reached, and said no
         try:
-            folder = snapshot_download(**repo.arguments, **(chosen or {}), local_files_only=True)
+            folder = snapshot_download(**repo.arguments, **chosen, local_files_only=True)
         except errors.LocalEntryNotFoundError as missing:
             raise error from missing
         return Path(folder)
@@ -278,9 +278,10 @@ def _sentence(repo: Repo, error: Exception, reached: bool) -> str:
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{what} has no revision {repo.revision!r}: correct {repo.revision_key}."
     if isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError)):
+        folder = "" if repo.type == "dataset" else ", nor a folder of that name here"
         return (
-            f"{repo.key} is {repo.id!r}: there is no such {repo.noun} on the Hub, nor such a "
-            "folder here (a private one needs `hf auth login`)."
+            f"{repo.key} is {repo.id!r}: there is no such {repo.noun} on the Hub{folder} (a "
+            "private one needs `hf auth login`)."
         )
     if status in (401, 403):
         return f"The Hub doesn't let your token read {repo.id} ({status}): run `hf auth login`."
