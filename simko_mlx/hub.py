@@ -58,6 +58,19 @@ def looks_like_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
+def refuse_revision(name: str, key: str, revision_key: str) -> None:
+    """
+    Raises:
+        UserError: the name is owner/name@revision.
+    """
+    id, _, revision = name.partition("@")
+    require(
+        not revision,
+        f"{key} is {name!r}: write the revision in a key of its own, {key}={id} and "
+        f"{revision_key}={revision}.",
+    )
+
+
 def commit_of(path: Path) -> str | None:
     """The commit that a folder of the Hub's cache holds; None for any other folder."""
     from huggingface_hub.file_download import REGEX_COMMIT_HASH
@@ -94,7 +107,10 @@ def download(repo: Repo, patterns: Sequence[str], ignored: Sequence[str] = ()) -
     """
     from huggingface_hub import snapshot_download
 
-    chosen = {"allow_patterns": list(patterns), "ignore_patterns": list(ignored)}
+    chosen: dict[str, Any] = {
+        "allow_patterns": list(patterns),
+        "ignore_patterns": list(ignored),
+    }
     with hub_errors(repo):
         found = _ask(repo, chosen)
     if isinstance(found, Path):

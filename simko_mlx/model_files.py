@@ -72,12 +72,7 @@ def find_model(name: str, revision: str | None = None, *, weights: bool = True) 
 
 def _from_hub(name: str, revision: str | None, weights: bool) -> Path:
     require(hub.looks_like_id(name), f"model is {name!r}: there is no such folder.")
-    id, _, written = name.partition("@")
-    require(
-        not written,
-        f"model is {name!r}: write the revision in a key of its own, model: {id} and "
-        f"model_revision: {written}.",
-    )
+    hub.refuse_revision(name, "model", "model_revision")
     patterns = [p for p in PATTERNS if weights or not p.endswith(".safetensors")]
     return hub.download(hub.Repo(name, revision), patterns, UNWANTED)
 

@@ -86,6 +86,27 @@ def strict_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file that comes from elsewhere.
+
+    Raises:
+        UserError: the file can't be read, is no JSON, or holds something else.
+    """
+    try:
+        found = strict_json(path.read_bytes().decode("utf-8"))
+    except (OSError, ValueError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is not a JSON object ({text}): {_AGAIN}.") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not a JSON object: {_AGAIN}.")
+    return found
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value out of JSON is a number that float32 can hold; true and false are none."""
+    return type(value) in (int, float) and abs(value) < 3e38  # false for NaN
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
@@ -206,4 +227,3 @@ def _shown(value: Any) -> str:
     text = text.encode("ascii", "backslashreplace").decode()
     text = "".join(char if char.isprintable() else "?" for char in text)
     return text if len(text) <= 80 else f"{text[:80]}..."
-
