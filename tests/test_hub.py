@@ -81,7 +81,11 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
 
 
 def fetched(hub: Hub) -> set[str]:
-    return {n.split("/", 6)[-1] for n in hub.names() if n.startswith("GET") and "/resolve/" in n}
+    return {
+        name.split("/resolve/", 1)[1].split("/", 1)[1]
+        for name in hub.names()
+        if "/resolve/" in name
+    }
 
 
 def test_a_model_is_downloaded_shown_pinned_and_resumed_offline(hub, files, tmp_path):
