@@ -9,7 +9,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -241,7 +241,12 @@ def _stoppable(call: Callable[[], Any], stopped: threading.Event) -> Any:
         try:
             return future.result()
         except BaseException:
-            stopped.set()
+            if not future.done():
+                stopped.set()
+                with suppress(ImportError):  # its transfers don't end by what counts their bytes
+                    from huggingface_hub.utils._xet import abort_xet_session
+
+                    abort_xet_session()
             raise
 
 

@@ -80,7 +80,7 @@ def _from_hub(name: str, revision: str | None, weights: bool) -> Path:
 def _check_no_code(path: Path, name: str) -> None:
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path / 'config.json'} is not JSON ({error}): download the model again."
         ) from error
@@ -122,7 +122,7 @@ def load_only_tokenizer(path: Path, name: str) -> Any:
     """
     try:
         return _tokenizer(path, name, load_config(path).get("eos_token_id"))
-    except (ValueError, KeyError, TypeError, OSError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, OSError, AttributeError, RuntimeError) as error:
         text = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"The tokenizer of the model {name} can't be loaded: {text}.") from error
 

@@ -51,8 +51,11 @@ def environment(hub: Hub, home: Path, token: str | None) -> dict[str, str]:
 
 
 SEVERAL = """
-import contextlib, io, json, sys
+import contextlib, io, json, os, shutil, sys
 from cli.main import run
+if "FREE" in os.environ:
+    real = shutil.disk_usage
+    shutil.disk_usage = lambda path: real(path)._replace(free=int(os.environ["FREE"]))
 for args in json.load(sys.stdin):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -247,22 +250,10 @@ def test_without_a_connection(hub, tmp_path):
         refused(weights, MODEL, "not wholly")
 
 
-FULL = """
-import shutil, sys
-real = shutil.disk_usage
-shutil.disk_usage = lambda path: real(path)._replace(free=int(sys.argv[1]))
-from cli.main import run
-sys.exit(run(sys.argv[2:]))
-"""
-
-
 def test_a_disk_too_small_is_told_before_a_byte_is_fetched(hub, files, tmp_path):
     def go(free: int) -> subprocess.CompletedProcess[str]:
-        args = data(f"model={MODEL}")
-        return subprocess.run(
-            [sys.executable, "-c", FULL, str(free), *args], cwd=ROOT, capture_output=True,
-            text=True, env=environment(hub, tmp_path / "home", None), timeout=100,
-        )  # fmt: skip
+        [done] = simko(hub, tmp_path / "home", data(f"model={MODEL}"), FREE=str(free))
+        return done
 
     needed = sum(len(files[name]) for name in WANTED - {"model.safetensors"})
     done = go(needed - 1)
@@ -272,7 +263,39 @@ def test_a_disk_too_small_is_told_before_a_byte_is_fetched(hub, files, tmp_path)
     assert go(0).returncode == 0  # nothing is missing any more
 
 
-def test_ctrl_c_ends_a_download_at_once(hub, tmp_path):
+STOPPED = """
+import os, signal, sys, time
+from huggingface_hub import constants
+constants.DOWNLOAD_CHUNK_SIZE = 1_000_000
+from simko_mlx.hub import progress_to
+from simko_mlx.model_files import find_model
+pieces = []
+def slow(done, total, name):
+    pieces.append(done)
+    if done > 1_000_000:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+try:
+    with progress_to(slow):
+        find_model(sys.argv[1])
+except KeyboardInterrupt:
+    print(pieces)
+"""
+
+
+def test_ctrl_c_ends_a_file_with_its_next_piece(hub, tmp_path):
+    large = pack({"t": tensor("U8", [12_000_000], [0, 12_000_000])}, bytes(12_000_000))
+    hub.add(MODEL, {"model-large.safetensors": large})
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED, MODEL], cwd=ROOT, capture_output=True, text=True,
+        env=environment(hub, tmp_path, None), timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)) < 12 and json.loads(done.stdout)[-1] < 4_000_000
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".incomplete")]
+
+
+def test_ctrl_c_ends_a_download_that_stands_still(hub, tmp_path):
     hub.fail("GET /cdn/", hang=60)
     args = [sys.executable, "-m", "cli", "train", "--model", MODEL, "--output-dir",
             str(tmp_path / "run")]  # fmt: skip
