@@ -27,7 +27,7 @@ from simko_mlx.export.source import Source
 from simko_mlx.export.tensor_files import FLOATS, read_header
 from simko_mlx.export.torch_process import Answers, Failure, Job, ask_torch
 from simko_mlx.kernels.budget import working_memory
-from simko_mlx.model_files import context_length, load_files
+from simko_mlx.model_files import PATTERNS, UNWANTED, context_length, load_files
 from simko_mlx.peft_format import from_peft
 from simko_mlx.prompts import PromptEncoder, prompt_limit
 from simko_mlx.types import UserError, require
@@ -264,7 +264,14 @@ def _peft_base(comparison: _Comparison) -> Path | str:
     if Path(name).is_dir() and Path(name).resolve() != comparison.base.path.resolve():
         return Path(name)
     try:
-        return Path(snapshot_download(name, local_files_only=True))
+        # Of what find_model fetches: huggingface_hub would miss the rest of the repository.
+        folder = snapshot_download(
+            name,
+            local_files_only=True,
+            allow_patterns=list(PATTERNS),
+            ignore_patterns=list(UNWANTED),
+        )
+        return Path(folder)
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError):
         return (
             f"the base in full precision, {name}, is not on this machine: `hf download {name}` "
