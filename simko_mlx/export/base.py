@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-
 from simko_mlx.config import Config
 from simko_mlx.export.source import hub_id
 from simko_mlx.model_files import EMBEDDED, find_model
-from simko_mlx.types import UserError
+from simko_mlx.weights_file import check_safetensors
 
 
 @dataclass(frozen=True)
@@ -109,13 +107,8 @@ def _card(path: Path) -> dict[str, Any]:
 
 
 def _index(path: Path) -> dict[str, Tensor]:
-    tensors = {}
-    for file in sorted(path.glob("model*.safetensors")):
-        try:
-            with safetensors.safe_open(file, framework="np") as opened:
-                for name in opened.keys():  # noqa: SIM118
-                    part = opened.get_slice(name)
-                    tensors[name] = Tensor(part.get_dtype(), tuple(part.get_shape()), file.name)
-        except (safetensors.SafetensorError, OSError) as error:
-            raise UserError(f"{file} is damaged ({error}): download it again.") from error
-    return tensors
+    return {
+        name: Tensor(entry.dtype, entry.shape, file.name)
+        for file in sorted(path.glob("model*.safetensors"))
+        for name, entry in check_safetensors(file).items()
+    }
