@@ -17,7 +17,8 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes
 from step_setup import make_tokenizer
 
-from simko_mlx.config import Config, set_key, validate
+from simko_mlx.config import Config, set_key
+from simko_mlx.config_checks import validate
 
 STEPS = 3
 LETTERS = "~^@&%|"  # the tokenizer joins none of them: a token for each

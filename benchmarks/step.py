@@ -80,7 +80,8 @@ SETTINGS: dict[str, Any] = {
 
 
 def our_config(spec: dict[str, Any]) -> Any:
-    from simko_mlx.config import Config, set_key, validate
+    from simko_mlx.config import Config, set_key
+    from simko_mlx.config_checks import validate
 
     config = Config()
     values = {

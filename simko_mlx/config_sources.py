@@ -18,7 +18,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from simko_mlx.config import Config, key_types, set_key, to_dict, validate
+from simko_mlx.config import Config, key_types, set_key, to_dict
+from simko_mlx.config_checks import validate
 from simko_mlx.types import UserError, require
 
 ENV_PREFIX = "SIMKO_MLX__"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,16 +13,19 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from simko_mlx import checkpoint, data
+from simko_mlx import data
 from simko_mlx.batching import MEASURED_PER_PROBLEM, group_batch
-from simko_mlx.config import Config, validate_k
+from simko_mlx.config import Config
+from simko_mlx.config_checks import validate_k
 from simko_mlx.config_sources import from_run
+from simko_mlx.export.mlx_adapter import mlx_files
+from simko_mlx.export.source import read_source
 from simko_mlx.loggers import Logger
 from simko_mlx.losses.common import fork_statistics
 from simko_mlx.metrics import Interval, clustered_interval, pass_at_k
 from simko_mlx.policy import Policy, load_base, load_policy
 from simko_mlx.rollout import Sampling, rollout
-from simko_mlx.types import LENGTH, Problem, RolloutGroup, UserError, Verdict, require
+from simko_mlx.types import LENGTH, Problem, RolloutGroup, Verdict, require
 from simko_mlx.verifiers.pool import VerifierPool
 
 Prompts = Sequence[tuple[Problem, tuple[int, ...]]]
@@ -39,7 +41,7 @@ class Evaluation:
     ``fork_rank_probs`` over forking tokens; ``entropy`` is in nats per token. ``groups`` gives
     pass@1 for parts of the problems ("strategy L"). ``counts`` are the correct completions of
     each problem. Completions that can't be scored count as wrong; ``bound`` maps k to what pass@k
-    would be if they were all right.
+    would be if they were all right. ``scale`` is what the adapter's effect was multiplied by.
     """
 
     label: str
@@ -61,6 +63,7 @@ class Evaluation:
     seconds: float
     note: str = ""
     bound: dict[int, float] = field(default_factory=dict)
+    scale: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain JSON; pass@k keys become "pass@8"."""
@@ -96,6 +99,7 @@ class Plan:
     n: int
     ks: tuple[int, ...]
     budget_seconds: float | None = None
+    scale: float = 1.0
 
 
 def evaluate(
@@ -203,6 +207,7 @@ class _Tally:
             seconds=seconds,
             note=note,
             bound={k: self._bound(k) for k in plan.ks},
+            scale=plan.scale,
         )
 
     def _bound(self, k: int) -> float:
@@ -253,10 +258,12 @@ def evaluate_run(
     ks: list[int] | None = None,
     n: int | None = None,
     problems: int | None = None,
-    step: int | None = None,
+    step: int | str = "last",
+    scale: float = 1.0,
 ) -> list[Evaluation]:
     """Evaluates a run's newest checkpoint (or the one of ``step``), after its base when asked.
 
+    ``step`` may be "best", too; ``scale`` multiplies the adapter's effect.
     ``ks``, ``n`` and ``problems`` default to the run's ``eval`` section; without ``n`` it is
     raised to twice the largest k if need be.
 
@@ -269,10 +276,7 @@ def evaluate_run(
     validate_k(ks, n)
     problems = config.eval.problems if problems is None else problems
     require(problems >= 1, f"problems is {problems}: it must be at least 1.")
-    loaded = checkpoint.load(run_dir, step)
-    if loaded is None:
-        raise UserError(f"{run_dir} has no checkpoint yet: train it first.")
-    folder, state = loaded
+    source = read_source(run_dir, step, scale)
     dataset = data.load(config.data)
     heldout = dataset.heldout[:problems]
     for note in dataset.notes:
@@ -286,10 +290,11 @@ def evaluate_run(
     with ExitStack() as stack:
         # A copy: while the base is measured, a run that goes on may prune the checkpoint.
         adapter = Path(stack.enter_context(TemporaryDirectory()))
-        for name in ("adapters.safetensors", "adapter_config.json"):
-            shutil.copy(folder / name, adapter)
+        for name, content in mlx_files(source).items():
+            (adapter / name).write_bytes(content)
         pool = stack.enter_context(VerifierPool(config.verifier))
-        for label in ["base"] * base + [f"step {state['step']}"]:
+        trained = f"step {source.step}" + (f", scale {scale:g}" if scale != 1 else "")
+        for label in ["base"] * base + [trained]:
             policy = load_base(config) if label == "base" else load_policy(config, adapter=adapter)
             prompts, dropped = policy.prompts.encode_all(heldout, policy.max_prompt_length)
             require(bool(prompts), f"All {dropped} held-out prompts are too long for this model.")
@@ -297,7 +302,7 @@ def evaluate_run(
                 logger.message(
                     f"{dropped} of {len(heldout)} held-out prompts are too long: dropped."
                 )
-            plan = Plan(label, n, tuple(ks))
+            plan = Plan(label, n, tuple(ks), scale=1.0 if label == "base" else scale)
             results.append(evaluate(policy, pool, prompts, plan, progress))
             del policy, prompts  # never two models in memory
     return results

@@ -15,17 +15,17 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     # "" is simko_mlx/__init__.py, which hands out public names of any layer, but imports them only
     # when they are asked for
-    {"types", "config", "config_sources", "imports", ""},
+    {"types", "config", "config_checks", "config_sources", "imports", ""},
     {"kernels", "graphs", "advantages", "advice", "interrupts", "metrics", "until"},
     {"losses", "batching", "data", "sandbox", "verifiers", "assets", "prompts"},
     {
         "adapters",
         "checkpoint",
         "cpu_decoding",
-        "export",
         "head_tap",
         "loggers",
         "model_files",
+        "peft_format",
         "prefix",
         "recompute",
         "rundir",
@@ -49,6 +49,7 @@ LAYERS = [
         "data_report",
         "trainer",
         "evaluate",
+        "export",
         "probe",
         "probe_advice",
         "recorded",

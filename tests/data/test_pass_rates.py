@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from simko_mlx.config import Config, DataConfig, set_key, validate
+from simko_mlx.config import Config, DataConfig, set_key
+from simko_mlx.config_checks import validate
 from simko_mlx.data import load
 from simko_mlx.types import UserError
 

@@ -1,0 +1,1 @@
+"""A run's adapter for other programs and for the Hugging Face Hub."""

@@ -1,0 +1,114 @@
+"""The base model of a run, as its own files describe it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+
+from simko_mlx.config import Config
+from simko_mlx.export.source import hub_id
+from simko_mlx.model_files import EMBEDDED, find_model
+from simko_mlx.types import UserError
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a safetensors file; ``dtype`` as the file names it, "BF16"."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model's files.
+
+    ``hub_id`` and ``revision`` (a commit) where it came from the Hub; ``tensors`` its own weight
+    index; ``quantization`` as its config.json has it; ``licence`` and ``made_from`` (the model that
+    it was made from) as its README.md says.
+    """
+
+    name: str
+    path: Path
+    hub_id: str | None
+    revision: str | None
+    tensors: dict[str, Tensor]
+    config: dict[str, Any]
+    licence: str | None
+    made_from: str | None
+
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        return self.config.get("quantization") or self.config.get("quantization_config")
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the token embedding's own matrix, as far as the files tell."""
+        return not any(name.rpartition(".")[0].endswith("lm_head") for name in self.tensors)
+
+    def shape(self, module: str) -> tuple[int, ...] | None:
+        """The shape of a module's weight before it was quantised; None where there is none."""
+        weight = self.tensors.get(f"{module}.weight")
+        scales = self.tensors.get(f"{module}.scales")
+        if weight is None or scales is None:
+            return None if weight is None else weight.shape
+        form = self.quantization or {}
+        own = form.get(module)
+        group_size = (own if isinstance(own, dict) else form).get("group_size", 64)
+        return (*scales.shape[:-1], scales.shape[-1] * group_size)
+
+
+def describe_base(config: Config) -> Base:
+    """Looks at the base model of a run, downloading it if need be; no weight is loaded.
+
+    Raises:
+        UserError: as ``find_model``.
+    """
+    path = find_model(config.model)
+    model = hub_id(config)
+    snapshot = path.name if path.parent.name == "snapshots" else None
+    card = _card(path)
+    made_from = card.get("base_model")
+    made_from = made_from[0] if isinstance(made_from, list) and made_from else made_from
+    return Base(
+        name=config.model,
+        path=path,
+        hub_id=model,
+        revision=snapshot if model else None,
+        tensors=_index(path),
+        config=json.loads((path / "config.json").read_bytes()),
+        licence="mit" if path == EMBEDDED else _text(card.get("license")),
+        made_from=_text(made_from),
+    )
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _card(path: Path) -> dict[str, Any]:
+    """The metadata of a model's README.md; empty where there is none, or none that can be read."""
+    from huggingface_hub import metadata_load
+
+    try:
+        return metadata_load(path / "README.md") or {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _index(path: Path) -> dict[str, Tensor]:
+    tensors = {}
+    for file in sorted(path.glob("model*.safetensors")):
+        try:
+            with safetensors.safe_open(file, framework="np") as opened:
+                for name in opened.keys():  # noqa: SIM118
+                    part = opened.get_slice(name)
+                    tensors[name] = Tensor(part.get_dtype(), tuple(part.get_shape()), file.name)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise UserError(f"{file} is damaged ({error}): download it again.") from error
+    return tensors
