@@ -2,12 +2,13 @@
 
 The client itself repeats requests that failed for a while (429, 5xx, lost connections), but waits
 for a reply as long as it takes, and as long as a ``Retry-After`` says. Here a reply may take
-``seconds``, and all waiting between two signs of life three times that.
+``seconds``, and all waiting between two signs of life five times that (the Hub's own limits of
+requests are per five minutes).
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,10 +19,15 @@ from simko_mlx.types import UserError
 
 CONNECT_SECONDS = 10.0
 TOKENS = "https://huggingface.co/settings/tokens"
+OFFLINE = "HF_HUB_OFFLINE is set, so that nothing can be sent: unset it, and push again."
 
 
 class HubTrouble(Exception):
     """What the network or the Hub did, in one sentence: trying again may help."""
+
+
+class Refused(UserError):
+    """What the Hub won't do until the user changes something: the token, rights, a name."""
 
 
 class Watch:
@@ -45,21 +51,34 @@ class Watch:
 
     def before(self, request: Any) -> None:
         if self.waited > self.patience:
-            raise HubTrouble(f"The Hub ({_host(request)}) didn't answer well for {self.waited:.0f} s")
+            raise HubTrouble(
+                f"The Hub ({_host(request)}) gave no good answer for {self.waited:.0f} s: push "
+                "again later."
+            )
 
     def after(self, response: Any) -> None:
         if response.status_code < 400:
             self.alive()
-        elif response.status_code in (429, 503):
-            asked = response.headers.get("Retry-After", "")
-            wait = int(asked) if asked.isdecimal() else 0
-            if self.waited + wait > self.patience:
-                raise HubTrouble(
-                    f"The Hub ({_host(response.request)}) asks to wait for {wait} s before the next "
-                    f"request (status {response.status_code})"
-                )
-            if wait:
-                self.message(f"The Hub asks to wait: going on in {wait + 1} s.")
+            return
+        wait = _asked_to_wait(response)
+        if self.waited + wait > self.patience:
+            raise HubTrouble(
+                f"The Hub ({_host(response.request)}) asks to wait for {wait} s (status "
+                f"{response.status_code}): push again after that."
+            )
+        if wait:
+            self.message(f"The Hub asks to wait for {wait} s (status {response.status_code}).")
+
+
+def _asked_to_wait(response: Any) -> int:
+    """Seconds; as the client reads the headers that it waits by."""
+    from huggingface_hub.utils import parse_ratelimit_headers
+
+    limit = parse_ratelimit_headers(response.headers)
+    if response.status_code == 429 and limit is not None and limit.remaining == 0:
+        return limit.reset_in_seconds
+    asked = response.headers.get("Retry-After", "").strip()
+    return int(asked) if asked.isdecimal() else 0
 
 
 def _host(request: Any) -> str:
@@ -74,10 +93,10 @@ def bounded(seconds: float, message: Callable[[str], None]) -> Iterator[Watch]:
         are_progress_bars_disabled,
         disable_progress_bars,
         enable_progress_bars,
-        logging,
     )
+    from huggingface_hub.utils import logging as hub_logging
 
-    watch = Watch(3 * seconds, message)
+    watch = Watch(5 * seconds, message)
     before = get_session()
     make, hooks, timeout = type(before), before.event_hooks, before.timeout
     ours = {
@@ -86,18 +105,16 @@ def bounded(seconds: float, message: Callable[[str], None]) -> Iterator[Watch]:
     }
     limits = (min(CONNECT_SECONDS, seconds), seconds, seconds, seconds)
     set_client_factory(lambda: make(event_hooks=ours, follow_redirects=True, timeout=limits))
-    bars, verbosity = not are_progress_bars_disabled(), logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
+    bars, verbosity = not are_progress_bars_disabled(), hub_logging.get_verbosity()
+    hub_logging.set_verbosity(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             disable_progress_bars()
             yield watch
     finally:
-        set_client_factory(
-            lambda: make(event_hooks=hooks, follow_redirects=True, timeout=timeout)
-        )
-        logging.set_verbosity(verbosity)
+        set_client_factory(lambda: make(event_hooks=hooks, follow_redirects=True, timeout=timeout))
+        hub_logging.set_verbosity(verbosity)
         if bars:
             enable_progress_bars()
 
@@ -107,7 +124,7 @@ def told(repo: str) -> Iterator[None]:
     """Turns what the client raises into a sentence.
 
     Raises:
-        UserError: the user must change something (the token, rights, the repository's name).
+        Refused: the user must change something (the token, rights, the repository's name).
         HubTrouble: the network or the Hub failed.
     """
     from huggingface_hub import errors
@@ -121,15 +138,19 @@ def told(repo: str) -> Iterator[None]:
         with told(repo):
             raise error.__cause__ from None
     except errors.OfflineModeIsEnabled as error:
-        raise UserError(
-            "HF_HUB_OFFLINE is set, so that nothing can be sent: unset it, and push again."
-        ) from error
+        raise Refused(OFFLINE) from error
     except errors.HfHubHTTPError as error:
         raise _of_status(error, repo) from error
-    except json.JSONDecodeError as error:
-        raise HubTrouble("The Hub's answer is no JSON: it, or a proxy, has a problem") from error
     except (OSError, errors.HTTPError) as error:  # pyright: ignore[reportPrivateImportUsage]
-        raise HubTrouble(f"The connection to the Hub failed ({_words(error)})") from error
+        raise HubTrouble(
+            f"The connection to the Hub failed ({_words(error)}): check the network, and push "
+            "again."
+        ) from error
+    except (ValueError, KeyError) as error:
+        raise HubTrouble(
+            f"The Hub's answer can't be read ({_words(error)}): it, or a proxy before it, has a "
+            "problem; push again later."
+        ) from error
 
 
 def _words(error: BaseException) -> str:
@@ -138,31 +159,29 @@ def _words(error: BaseException) -> str:
 
 def _of_status(error: Any, repo: str) -> Exception:
     status = error.response.status_code
-    said = _said(error)
+    said = " ".join((error.server_message or "").split())[:200].rstrip(".")
+    reason = f"status {status}: {said}" if said else f"status {status}"
     if status == 401:
-        return UserError(
-            f"The Hub doesn't accept the token{said}: make one with write access at {TOKENS}, and "
-            "run `hf auth login` (a token in HF_TOKEN goes before it)."
+        return Refused(
+            f"The Hub doesn't accept the token ({reason}): make one with write access at {TOKENS} "
+            "and run `hf auth login` (a token in HF_TOKEN goes before it)."
         )
     if status == 403:
-        return UserError(
-            f"The Hub doesn't let this token write to {repo}{said}: use one with write access to "
-            "it, another name, or --create-pr."
+        return Refused(
+            f"The Hub doesn't let this token write to {repo} ({reason}): use one with write access "
+            "to it, another name, or --create-pr."
         )
     if status in (404, 410):
-        return UserError(
-            f"The Hub has no repository {repo} that this token may see{said}: correct its name, or "
-            "use a token of its owner."
+        return Refused(
+            f"The Hub has no {repo} that this token may see ({reason}): correct the name, or use a "
+            "token of its owner."
         )
     if status in (409, 412):
-        return HubTrouble(f"{repo} was changed by somebody else meanwhile{said}")
+        return HubTrouble(
+            f"{repo} was changed by somebody else meanwhile ({reason}): look at it, and push again."
+        )
     if status == 429:
-        return HubTrouble("The Hub takes no more requests from this account for now (status 429)")
+        return HubTrouble(f"The Hub takes no more requests for now ({reason}): push again later.")
     if status >= 500 or status == 408:
-        return HubTrouble(f"The Hub has a problem of its own (status {status}{said})")
-    return UserError(f"The Hub refuses {repo} (status {status}{said}): change what it names.")
-
-
-def _said(error: Any) -> str:
-    said = " ".join((getattr(error, "server_message", None) or "").split())
-    return f" (it says: {said[:200].rstrip('.')})" if said else ""
+        return HubTrouble(f"The Hub has a problem of its own ({reason}): push again later.")
+    return Refused(f"The Hub refuses this for {repo} ({reason}): change what it names.")

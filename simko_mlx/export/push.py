@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
 import shlex
 from collections.abc import Callable, Mapping
@@ -16,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simko_mlx.config_checks import EXPORTS
 from simko_mlx.export.base import Base, describe_base
 from simko_mlx.export.card import card_files
-from simko_mlx.export.hub_session import HubTrouble, Watch, bounded, told
+from simko_mlx.export.hub_session import OFFLINE, Refused, Watch, bounded, told
 from simko_mlx.export.mlx_adapter import mlx_files
 from simko_mlx.export.peft import peft_files
 from simko_mlx.export.secrets import require_allowed, require_no_links, require_no_secrets
@@ -28,16 +30,13 @@ from simko_mlx.types import UserError, require
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
 
-KINDS = ("peft", "mlx")
-MESSAGE = "Upload the adapter of step {step} with simko-mlx"
-
 
 @dataclass(frozen=True)
 class PushOptions:
     """What is pushed and how. ``private`` is for a repository that the push makes; ``seconds`` is
     the longest wait for a reply."""
 
-    kinds: tuple[str, ...] = KINDS
+    kinds: tuple[str, ...] = EXPORTS
     step: int | str = "last"
     scale: float = 1.0
     private: bool = False
@@ -95,19 +94,19 @@ def check_token() -> str:
     """The token that `hf auth login` saved, or that of HF_TOKEN.
 
     Raises:
-        UserError: there is none, or the client is offline.
+        Refused: there is none, or the client is offline.
     """
     from huggingface_hub import constants, get_token
 
-    offline = "HF_HUB_OFFLINE is set, so that nothing can be sent: unset it, and push again."
-    require(not constants.HF_HUB_OFFLINE, offline)
+    if constants.HF_HUB_OFFLINE:
+        raise Refused(OFFLINE)
     token = get_token()
-    require(
-        token is not None,
-        "You are not logged in to the Hub: run `hf auth login` with a token that may write, or set "
-        "HF_TOKEN.",
-    )
-    return str(token)
+    if token is None:
+        raise Refused(
+            "You are not logged in to the Hub: run `hf auth login` with a token that may write, or "
+            "set HF_TOKEN."
+        )
+    return token
 
 
 def retry_command(run_dir: Path, repo: str, options: PushOptions) -> str:
@@ -149,21 +148,20 @@ def prepare(
         UserError: it is no run or has no such step, can't be exported in this form, has links in
             the place of its files, or something that looks like a secret.
     """
+    require_no_links(run_dir)
     source = read_source(run_dir, options.step, options.scale)
-    require_no_links(run_dir, source.step)
     found = contents(source, describe_base(source.config), options.kinds, repo)
     require_allowed(found)
     require_no_secrets(found, token)
     return found, source.step
 
 
-def push(
-    run_dir: Path, repo: str, options: PushOptions, progress: Silent | None = None
-) -> Pushed:
+def push(run_dir: Path, repo: str, options: PushOptions, progress: Silent | None = None) -> Pushed:
     """Sends a run's adapter and card to the Hub as one commit.
 
     Raises:
-        UserError: the user must change something; nothing was committed.
+        UserError: the user must change something (Refused where the Hub says so); nothing was
+            committed.
         HubTrouble: the network or the Hub failed; the same push can be repeated.
     """
     from huggingface_hub import HfApi
@@ -172,14 +170,13 @@ def push(
     check_repo(repo)
     token = check_token()
     api = HfApi(token=token, library_name="simko-mlx")
-    with bounded(options.seconds, progress.message) as watch, told(repo):
-        if "/" not in repo:
+    if "/" not in repo:
+        with bounded(options.seconds, progress.message), told(repo):
             repo = f"{api.whoami()['name']}/{repo}"
-        found, step = prepare(run_dir, repo, options, token)
-        progress.files(repo, {path: len(data) for path, data in found.items()})
-        watch.alive()
-        with told(repo):
-            return _Push(api, repo, options, progress, watch).go(found, step)
+    found, step = prepare(run_dir, repo, options, token)
+    progress.files(repo, {path: len(data) for path, data in found.items()})
+    with bounded(options.seconds, progress.message) as watch, told(repo):
+        return _Push(api, repo, options, progress, watch).go(found, step)
 
 
 class _Push:
@@ -200,7 +197,8 @@ class _Push:
         url = f"{self.api.endpoint}/{self.repo}"
         if not changed:
             return Pushed(url, None, (), unchanged)
-        message = MESSAGE.format(step=step)
+        scaled = "" if self.options.scale == 1 else f" at scale {self.options.scale:g}"
+        message = f"Upload the adapter of step {step}{scaled} with simko-mlx"
         if self.options.create_pr and (found := self._same_pull_request(message, content)):
             return Pushed(found, None, (), tuple(content))
         commit = self._commit({path: content[path] for path in changed}, message, head)
@@ -213,21 +211,20 @@ class _Push:
         try:
             ModelCard(card).validate()
         except ValueError as error:
-            words = " ".join(str(error).split())[:300]
-            raise UserError(
-                f"The Hub doesn't accept the model card ({words}): correct what it comes from in "
-                "the run, or report it as a fault of simko-mlx."
+            raise Refused(
+                f"The Hub doesn't accept the model card ({_messages(error)}): correct what it "
+                "comes from in the run's config.yaml, or report it as a fault of simko-mlx."
             ) from error
 
     def _create(self) -> None:
         private = self.options.private
         self.api.create_repo(self.repo, private=private or None, exist_ok=True)
         info = self.api.model_info(self.repo)
-        require(
-            not private or bool(info.private),
-            f"{self.repo} exists and is public, which a push doesn't change: make it private in "
-            "its settings on the Hub, leave out --private, or choose another name.",
-        )
+        if private and not info.private:
+            raise Refused(
+                f"{self.repo} exists and is public, which a push doesn't change: make it private "
+                "in its settings on the Hub, leave out --private, or choose another name."
+            )
         if info.private and not private:
             self.progress.message(f"{self.repo} is private.")
 
@@ -304,6 +301,15 @@ class _Stream(io.BytesIO):
         return data
 
 
+def _messages(error: ValueError) -> str:
+    """What a refused card's answer says, where it is the Hub's JSON."""
+    try:
+        words = "; ".join(item["message"] for item in json.loads(str(error))["errors"])
+    except (ValueError, KeyError, TypeError):
+        words = str(error)
+    return " ".join(words.split())[:300]
+
+
 def _same(data: bytes, there: Any) -> bool:
     """Whether the Hub has this content already, by git's object id or the hash of a large file."""
     if there is None or there.size != len(data):
@@ -311,6 +317,3 @@ def _same(data: bytes, there: Any) -> bool:
     if there.lfs is not None:
         return there.lfs.sha256 == hashlib.sha256(data).hexdigest()
     return there.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-
-
-__all__ = ["KINDS", "HubTrouble", "PushOptions", "Pushed", "Silent", "contents", "push"]

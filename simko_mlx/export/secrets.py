@@ -31,9 +31,10 @@ READ = (
     "metrics.jsonl",
     "evaluations",
     "evaluations/*.json",
-    "adapters",
-    "adapters/adapter*",
     "checkpoints",
+    "checkpoints/step-*",
+    "checkpoints/step-*/*.json",
+    "checkpoints/step-*/adapter*.safetensors",
 )
 LOOKS = {
     "a Hugging Face token": rb"\bhf_[A-Za-z0-9]{16,}",
@@ -61,13 +62,12 @@ def require_allowed(paths: Iterable[str]) -> None:
         raise ValueError(f"not on the allow-list of a push: {', '.join(others)}")
 
 
-def require_no_links(run_dir: Path, step: int) -> None:
+def require_no_links(run_dir: Path) -> None:
     """
     Raises:
-        UserError: what an export of this step reads is a symbolic link, or no regular file.
+        UserError: what an export reads is a symbolic link, or no regular file.
     """
-    checkpoint = f"checkpoints/step-{step:06}"
-    for pattern in (*READ, checkpoint, f"{checkpoint}/*"):
+    for pattern in READ:
         for path in sorted(run_dir.glob(pattern)):
             _require_own(path)
 
