@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from . import ui
+
 
 def _ks(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
     if value is None:
@@ -17,15 +19,6 @@ def _ks(ctx: click.Context, param: click.Parameter, value: str | None) -> list[i
         return sorted({int(part) for part in value.split(",")})
     except ValueError:
         raise click.BadParameter("write whole numbers with commas, like 1,8,64.") from None
-
-
-def _step(ctx: click.Context, param: click.Parameter, value: str) -> int | str:
-    if value in ("best", "last"):
-        return value
-    try:
-        return int(value)
-    except ValueError:
-        raise click.BadParameter("write a step's number, best, or last.") from None
 
 
 POSITIVE = click.IntRange(1)
@@ -37,12 +30,14 @@ POSITIVE = click.IntRange(1)
 @click.option("--k", "ks", metavar="1,2,4", callback=_ks, help="The k of pass@k.")
 @click.option("--n", metavar="N", type=POSITIVE, help="Completions per problem, at least 2k.")
 @click.option("--problems", metavar="N", type=POSITIVE, help="Number of held-out problems.")
-@click.option("--step", metavar="N|best|last", callback=_step, default="last", help="Checkpoint.")
+@click.option(
+    "--step", metavar="N|best|last", callback=ui.step_option, default="last", help="Checkpoint."
+)
 @click.option("--scale", metavar="W", type=float, default=1.0, help="Times the adapter's effect.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else on stdout.")
 def command(run: Path, base: bool, as_json: bool, **options: Any) -> int:
     """Measure pass@k of RUN on its held-out problems, with 95% intervals."""
-    from . import progress, summary, ui
+    from . import progress, summary
 
     with ui.user_errors():
         from simko_mlx.config_sources import from_run

@@ -55,6 +55,16 @@ def moment(text: str | None) -> float | None:
     return None if text is None else parse_until(text).timestamp()
 
 
+def step_option(ctx: click.Context, param: click.Parameter, value: str) -> int | str:
+    """What ``--step`` says: a number, or one of the names."""
+    if value in ("best", "last"):
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        raise click.BadParameter("write a step's number, best, or last.") from None
+
+
 def console(file: TextIO | None = None) -> Console:
     """A rich console that styles only a real terminal: FORCE_COLOR doesn't make one of a pipe."""
     from rich.console import Console

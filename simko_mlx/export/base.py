@@ -43,12 +43,19 @@ class Base:
     made_from: str | None
 
     @property
+    def type(self) -> str:
+        """The family, as mlx-lm and transformers name it."""
+        return str(self.config.get("model_type"))
+
+    @property
     def quantization(self) -> dict[str, Any] | None:
         return self.config.get("quantization") or self.config.get("quantization_config")
 
     @property
     def tied(self) -> bool:
         """Whether the head is the token embedding's own matrix, as far as the files tell."""
+        if self.config.get("tie_word_embeddings") is True:
+            return True  # though some files hold a copy of it
         return not any(name.rpartition(".")[0].endswith("lm_head") for name in self.tensors)
 
     def shape(self, module: str) -> tuple[int, ...] | None:

@@ -11,8 +11,18 @@ from simko_mlx.export.tensors import to_safetensors
 from simko_mlx.peft_format import adapted_modules, is_embedding, to_peft
 from simko_mlx.types import require
 
-ROUTERS = ("gate", "router")  # of experts; in transformers no linear layers
+ROUTERS = frozenset({"gate", "router"})  # of experts; in transformers no linear layers
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+# Families whose layers were compared: the same names and shapes in mlx-lm and in transformers
+# (of those with experts: attention, shared experts).
+SAME_NAMES = frozenset({
+    "cohere", "cohere2", "deepseek_v3", "falcon_h1", "gemma", "gemma2", "gemma3_text", "glm4",
+    "glm4_moe", "gpt_oss", "granite", "granitemoehybrid", "lfm2", "llama", "mamba", "mamba2",
+    "ministral3", "mistral", "mixtral", "olmo2", "olmo3", "phi", "phi3", "qwen2", "qwen3",
+    "qwen3_moe", "qwen3_next", "smollm3", "starcoder2",
+})  # fmt: skip
+# Their files may have mlx-lm's names, which transformers doesn't know.
+OTHER_NAMES = frozenset({"nanochat", "nemotron_h", "qwen3_5"})
 
 
 def peft_files(source: Source, base: Base, dtype: str = "f32") -> dict[str, bytes]:
@@ -69,6 +79,11 @@ def check_faithful(source: Source, base: Base) -> None:
     modules = adapted_modules(source.weights)
     require(bool(modules), "The adapter has no LoRA layers: there is nothing to export to PEFT.")
     instead = "export it with --to fused or --to mlx"
+    require(
+        base.type not in OTHER_NAMES,
+        f"The layers of {base.type} models have other names in transformers than in mlx-lm, so "
+        f"that PEFT would not find them: {instead}.",
+    )
     for module in modules:
         a, b = source.weights[f"{module}.lora_a"], source.weights[f"{module}.lora_b"]
         require(
@@ -76,9 +91,8 @@ def check_faithful(source: Source, base: Base) -> None:
             f"{module} holds many experts in one layer (MoE), which PEFT's LoRA has no layer for: "
             f"{instead}, or train with policy.lora_parameters.keys of attention alone.",
         )
-        leaf = module.rpartition(".")[2]
         require(
-            leaf not in ROUTERS or not any(key in base.config for key in EXPERTS),
+            ROUTERS.isdisjoint(module.split(".")) or not any(key in base.config for key in EXPERTS),
             f"{module} chooses experts (MoE), which PEFT can't adapt: {instead}, or train with "
             "policy.lora_parameters.keys of attention alone.",
         )
@@ -104,18 +118,22 @@ def check_faithful(source: Source, base: Base) -> None:
 
 def notes(base: Base) -> list[str]:
     """What a user of the PEFT adapter must know."""
-    if base.quantization is None:
-        return []
-    bits = base.quantization.get("bits")
     said = []
+    if base.type not in SAME_NAMES:
+        said.append(
+            f"The layers of {base.type} models were never compared with transformers': --check "
+            "does, where torch, transformers and peft are installed."
+        )
+    if base.quantization is None:
+        return said
+    said.append(
+        f"This adapter was trained on a base of {base.quantization.get('bits')} bits, and PEFT "
+        f"puts it on {peft_base(base)} in full precision, which answers a little differently: "
+        "--to fused keeps what was trained on, and --check measures the difference."
+    )
     if base.made_from is None:
         said.append(
-            f"The base is quantised and its files don't say what it was made from: put the "
-            f"original's id into base_model_name_or_path (it is {peft_base(base)} now)."
+            "The quantised base's files don't say what it was made from: name the original with "
+            "--base, or else PEFT will not find it."
         )
-    return [
-        f"This adapter was trained on a base of {bits} bits, and PEFT will put it on "
-        f"{peft_base(base)} in full precision, which answers a little differently: --to fused "
-        "keeps what was trained on, and --check measures the difference.",
-        *said,
-    ]
+    return said
