@@ -50,8 +50,7 @@ def command(run: Path, repo: str, dry_run: bool, **options: Any) -> int:
         push.check_repo(repo)
         chosen = push.PushOptions(**options)
         if dry_run:
-            content, _ = push.prepare(run, repo, chosen)
-            push_view.show_files(repo, {path: len(data) for path, data in content.items()})
+            push_view.show_files(repo, push.prepare(run, repo, chosen))
             click.echo("Nothing was sent (--dry-run).")
             return 0
         with push_view.failures(push.retry_command(run, repo, chosen)):

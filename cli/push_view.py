@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
 
 from simko_mlx.export.hub_session import HubTrouble, Refused
-from simko_mlx.export.push import Pushed, Silent
+from simko_mlx.export.push import Content, Pushed, Silent
 
 from . import ui
 
@@ -24,7 +24,11 @@ class Trouble(ui.Failure):
     exit_code = 1
 
 
-def show_files(repo: str, sizes: Mapping[str, int]) -> None:
+def show_files(repo: str, content: Content) -> None:
+    """Sizes first; what to know about the files goes to stderr."""
+    sizes = content.sizes
+    for note in content.notes:
+        click.echo(f"note: {ui.clean(note)}", err=True)
     click.echo(f"For {ui.clean(repo)}, bytes:")
     width = len(f"{sum(sizes.values()):,}")
     for path, size in sizes.items():
@@ -47,8 +51,8 @@ class PushView(Silent):
         self.terminal = sys.stderr.isatty() and ui.can_rewrite()
         self.bar: Progress | None = None
 
-    def files(self, repo: str, sizes: Mapping[str, int]) -> None:
-        show_files(repo, sizes)
+    def files(self, repo: str, content: Content) -> None:
+        show_files(repo, content)
         sys.stdout.flush()
 
     def sent(self, done: int, total: int, path: str) -> None:

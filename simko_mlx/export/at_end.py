@@ -7,6 +7,7 @@ from pathlib import Path
 from simko_mlx.config import Config
 from simko_mlx.export.hub_session import HubTrouble
 from simko_mlx.export.push import (
+    Content,
     PushOptions,
     Silent,
     check_repo,
@@ -56,6 +57,10 @@ def push_at_end(config: Config, run_dir: Path, logger: Logger) -> None:
 class _Heard(Silent):
     def __init__(self, logger: Logger) -> None:
         self.logger = logger
+
+    def files(self, repo: str, content: Content) -> None:
+        for note in content.notes:
+            self.logger.message(note)
 
     def sent(self, done: int, total: int, path: str) -> None:
         self.logger.phase("push", done, total, "bytes")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simko_mlx.config_checks import EXPORTS
+from simko_mlx.export import peft
 from simko_mlx.export.base import Base, describe_base
 from simko_mlx.export.card import card_files
 from simko_mlx.export.hub_session import OFFLINE, Refused, Watch, bounded, told
@@ -58,8 +59,8 @@ class Pushed:
 class Silent:
     """Listens to a push, and does nothing; a base to override what one cares about."""
 
-    def files(self, repo: str, sizes: Mapping[str, int]) -> None:
-        """Once, before anything is sent: path -> bytes."""
+    def files(self, repo: str, content: Content) -> None:
+        """Once, before anything is sent: what will be there."""
 
     def sent(self, done: int, total: int, path: str) -> None:
         """Bytes of the large files that have been handed to the network."""
@@ -126,23 +127,45 @@ def retry_command(run_dir: Path, repo: str, options: PushOptions) -> str:
     return shlex.join(words)
 
 
-def contents(
-    source: Source, base: Base, kinds: tuple[str, ...], repo: str | None = None
-) -> dict[str, bytes]:
+@dataclass(frozen=True)
+class Content:
     """All that a push sends, path -> bytes: PEFT's files at the root, MLX's under ``mlx/``, the
-    card, its pictures and the config."""
-    found = dict(card_files(source, base, kinds, repo))
+    card, its pictures and the config; of which step, and what to know about it."""
+
+    files: dict[str, bytes]
+    step: int
+    notes: tuple[str, ...]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {path: len(data) for path, data in self.files.items()}
+
+
+def contents(source: Source, base: Base, kinds: tuple[str, ...], repo: str | None) -> Content:
+    """Makes what is sent; where PEFT can't say what the adapter does, and MLX's files are wanted
+    too, without PEFT's.
+
+    Raises:
+        UserError: the adapter can't be exported.
+    """
+    files, notes = {}, []
     if "peft" in kinds:
-        found |= peft_files(source, base)
+        try:
+            files = peft_files(source, base)
+            notes = peft.notes(base)
+        except UserError as error:
+            kinds = tuple(kind for kind in kinds if kind != "peft")
+            if not kinds:
+                raise
+            notes = [f"Without PEFT's files: {error}"]
     if "mlx" in kinds:
-        found |= {f"mlx/{name}": data for name, data in mlx_files(source).items()}
-    return dict(sorted(found.items()))
+        files |= {f"mlx/{name}": data for name, data in mlx_files(source).items()}
+    files |= card_files(source, base, kinds, repo)
+    return Content(dict(sorted(files.items())), source.step, tuple(notes))
 
 
-def prepare(
-    run_dir: Path, repo: str, options: PushOptions, token: str | None = None
-) -> tuple[dict[str, bytes], int]:
-    """What a push would send, and the step that it is of; needs no network.
+def prepare(run_dir: Path, repo: str, options: PushOptions, token: str | None = None) -> Content:
+    """What a push would send; needs no network where the base model is on this machine.
 
     Raises:
         UserError: it is no run or has no such step, can't be exported in this form, has links in
@@ -151,9 +174,9 @@ def prepare(
     require_no_links(run_dir)
     source = read_source(run_dir, options.step, options.scale)
     found = contents(source, describe_base(source.config), options.kinds, repo)
-    require_allowed(found)
-    require_no_secrets(found, token)
-    return found, source.step
+    require_allowed(found.files)
+    require_no_secrets(found.files, token)
+    return found
 
 
 def push(run_dir: Path, repo: str, options: PushOptions, progress: Silent | None = None) -> Pushed:
@@ -173,10 +196,10 @@ def push(run_dir: Path, repo: str, options: PushOptions, progress: Silent | None
     if "/" not in repo:
         with bounded(options.seconds, progress.message), told(repo):
             repo = f"{api.whoami()['name']}/{repo}"
-    found, step = prepare(run_dir, repo, options, token)
-    progress.files(repo, {path: len(data) for path, data in found.items()})
+    found = prepare(run_dir, repo, options, token)
+    progress.files(repo, found)
     with bounded(options.seconds, progress.message) as watch, told(repo):
-        return _Push(api, repo, options, progress, watch).go(found, step)
+        return _Push(api, repo, options, progress, watch).go(found.files, found.step)
 
 
 class _Push:
