@@ -40,8 +40,8 @@ def show(pushed: Pushed) -> None:
     if pushed.commit is None:
         click.echo(f"Nothing has changed, and no commit was made: {pushed.url}")
         return
-    there = f", {len(pushed.unchanged)} were there already" if pushed.unchanged else ""
-    click.echo(f"Pushed {len(pushed.files)} files{there}: {pushed.url} (commit {pushed.commit})")
+    files = len(pushed.files) + len(pushed.unchanged)
+    click.echo(f"Pushed, {len(pushed.files)} of {files} files new or changed: {pushed.url}")
 
 
 class PushView(Silent):

@@ -31,6 +31,8 @@ from simko_mlx.types import UserError, require
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
 
+LARGE = ".safetensors"
+
 
 @dataclass(frozen=True)
 class PushOptions:
@@ -275,6 +277,8 @@ class _Push:
     def _commit(self, content: Mapping[str, bytes], message: str, head: str) -> Any:
         operations = self._operations(content)
         for operation in operations:
+            if not operation.path_in_repo.endswith(LARGE):
+                continue
             # One after the other, in this thread, so that Ctrl-C ends an upload at once.
             self.api.preupload_lfs_files(
                 self.repo,
@@ -293,7 +297,7 @@ class _Push:
     def _operations(self, content: Mapping[str, bytes]) -> list[CommitOperationAdd]:
         from huggingface_hub import CommitOperationAdd
 
-        large = [path for path in content if path.endswith(".safetensors")]
+        large = [path for path in content if path.endswith(LARGE)]
         total, before, operations = sum(len(content[path]) for path in large), 0, []
         for path, data in content.items():
             stream = _Stream(data)
@@ -304,8 +308,13 @@ class _Push:
         return operations
 
     def _listener(self, before: int, total: int, path: str) -> Callable[[int], None]:
+        farthest = 0
+
         def listen(position: int) -> None:
-            self.watch.alive()
+            nonlocal farthest
+            if position > farthest:  # what is sent again is no sign of life
+                self.watch.alive()
+            farthest = max(farthest, position)
             self.progress.sent(before + position, total, path)
 
         return listen
