@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from simko_mlx import data
+from simko_mlx import checkpoint, data
 from simko_mlx.batching import MEASURED_PER_PROBLEM, group_batch
 from simko_mlx.config import Config
 from simko_mlx.config_checks import validate_k
@@ -66,12 +68,15 @@ class Evaluation:
     scale: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain JSON; pass@k keys become "pass@8"."""
+        """The same as plain JSON; pass@k keys become "pass@8", what is not finite None."""
         out = asdict(self)
         out["pass_at_k"] = {f"pass@{k}": asdict(v) for k, v in self.pass_at_k.items()}
         out["bound"] = {f"pass@{k}": v for k, v in self.bound.items()}
         if self.chance is not None:
             out["chance"] = {f"pass@{k}": v for k, v in self.chance.items()}
+        out["entropy"] = _finite(self.entropy)
+        for name in ("rank_probs", "fork_rank_probs"):
+            out[name] = [_finite(value) for value in out[name]]
         return out
 
     @classmethod
@@ -86,9 +91,20 @@ class Evaluation:
             chance = raw["chance"].items()
             fields["chance"] = {int(key.removeprefix("pass@")): v for key, v in chance}
         fields["groups"] = {name: Interval(**v) for name, v in raw["groups"].items()}
-        for name in ("rank_probs", "fork_rank_probs", "counts", "problem_ids"):
+        for name in ("counts", "problem_ids"):
             fields[name] = tuple(raw[name])
+        fields["entropy"] = _or_nan(raw["entropy"])
+        for name in ("rank_probs", "fork_rank_probs"):
+            fields[name] = tuple(_or_nan(value) for value in raw[name])
         return cls(**fields)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 @dataclass(frozen=True)
@@ -250,6 +266,21 @@ def chance_pass_at_k(problems: Sequence[Problem], ks: Sequence[int]) -> dict[int
     return {k: sum(1 - (1 - q) ** k for q in known) / len(known) for k in ks}
 
 
+def kept_path(run_dir: Path, step: int, scale: float = 1.0) -> Path:
+    """Where ``evaluate_run`` keeps what it measured of a checkpoint."""
+    scaled = "" if scale == 1 else f"-scale-{float(scale)!r}"
+    return run_dir / "evaluations" / f"eval-step-{step:06d}{scaled}.json"
+
+
+def _keep(path: Path, evaluations: Sequence[Evaluation], logger: Logger) -> None:
+    """Replaces what was kept of an earlier call; a folder that can't be written to is a message."""
+    content = json.dumps({"evaluations": [e.to_json() for e in evaluations]}, indent=2)
+    try:
+        checkpoint.write_atomically(path, content.encode() + b"\n")
+    except OSError as error:
+        logger.message(f"{path} can't be written ({error.strerror}): these figures are not kept.")
+
+
 def evaluate_run(
     run_dir: Path,
     *,
@@ -261,7 +292,8 @@ def evaluate_run(
     step: int | str = "last",
     scale: float = 1.0,
 ) -> list[Evaluation]:
-    """Evaluates a run's newest checkpoint (or the one of ``step``), after its base when asked.
+    """Evaluates a run's newest checkpoint (or the one of ``step``), after its base when asked, and
+    keeps the result in the run's ``evaluations/``.
 
     ``step`` may be "best", too; ``scale`` multiplies the adapter's effect.
     ``ks``, ``n`` and ``problems`` default to the run's ``eval`` section; without ``n`` it is
@@ -305,4 +337,5 @@ def evaluate_run(
             plan = Plan(label, n, tuple(ks), scale=1.0 if label == "base" else scale)
             results.append(evaluate(policy, pool, prompts, plan, progress))
             del policy, prompts  # never two models in memory
+    _keep(kept_path(run_dir, source.step, scale), results, logger)
     return results

@@ -183,8 +183,9 @@ class _Run:
         elif (self.run_dir / "metrics.jsonl").exists():
             cut_back(self.run_dir, dict.fromkeys(JsonlLogger.FILES, 0))
         checkpoint.write_atomically(self.run_dir / "config.yaml", dump(self.config).encode())
-        environment = json.dumps(rundir.environment(), indent=2).encode() + b"\n"
-        checkpoint.write_atomically(self.run_dir / "env.json", environment)
+        environment = {**rundir.environment(), "problems": len(self.train_prompts)}
+        content = json.dumps(environment, indent=2).encode() + b"\n"
+        checkpoint.write_atomically(self.run_dir / "env.json", content)
         self.jsonl = JsonlLogger(self.run_dir)
         self.logger = Fanout([self.jsonl, logger])
         self.evaluations = RunEvaluations(
