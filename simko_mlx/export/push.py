@@ -24,7 +24,7 @@ from simko_mlx.export.card import card_files
 from simko_mlx.export.hub_session import OFFLINE, Refused, Watch, bounded, told
 from simko_mlx.export.mlx_adapter import mlx_files
 from simko_mlx.export.peft import peft_files
-from simko_mlx.export.secrets import require_allowed, require_no_links, require_no_secrets
+from simko_mlx.export.secrets import MEASURED, require_allowed, require_no_links, require_no_secrets
 from simko_mlx.export.source import Source, read_source
 from simko_mlx.types import UserError, require
 
@@ -217,16 +217,19 @@ class _Push:
         self._validate(content["README.md"].decode())
         self._create()
         head, there = self._remote("main")
-        changed = [path for path, data in content.items() if not _same(data, there.get(path))]
+        changed, stale = _differences(content, there)
         unchanged = tuple(path for path in content if path not in changed)
         url = f"{self.api.endpoint}/{self.repo}"
-        if not changed:
+        if not changed and not stale:
             return Pushed(url, None, (), unchanged)
         scaled = "" if self.options.scale == 1 else f" at scale {self.options.scale:g}"
         message = f"Upload the adapter of step {step}{scaled} with simko-mlx"
         if self.options.create_pr and (found := self._same_pull_request(message, content)):
             return Pushed(found, None, (), tuple(content))
-        commit = self._commit({path: content[path] for path in changed}, message, head)
+        operations = self._operations({path: content[path] for path in changed})
+        if stale:
+            self.progress.message(f"Not measured for this step, and removed: {', '.join(stale)}.")
+        commit = self._commit(operations, stale, message, head)
         return Pushed(commit.pr_url or url, commit.oid, tuple(changed), unchanged)
 
     def _validate(self, card: str) -> None:
@@ -270,12 +273,15 @@ class _Push:
         for request in found:
             if request.title == title:
                 _, there = self._remote(f"refs/pr/{request.num}")
-                if all(_same(data, there.get(path)) for path, data in content.items()):
+                if not any(_differences(content, there)):
                     return request.url
         return None
 
-    def _commit(self, content: Mapping[str, bytes], message: str, head: str) -> Any:
-        operations = self._operations(content)
+    def _commit(
+        self, operations: list[CommitOperationAdd], stale: list[str], message: str, head: str
+    ) -> Any:
+        from huggingface_hub import CommitOperationDelete
+
         for operation in operations:
             if not operation.path_in_repo.endswith(LARGE):
                 continue
@@ -288,7 +294,7 @@ class _Push:
             )
         return self.api.create_commit(
             self.repo,
-            operations,
+            [*operations, *(CommitOperationDelete(path) for path in stale)],
             commit_message=message,
             create_pr=self.options.create_pr,
             parent_commit=head,
@@ -340,6 +346,15 @@ def _messages(error: ValueError) -> str:
     except (ValueError, KeyError, TypeError):
         words = str(error)
     return " ".join(words.split())[:300]
+
+
+def _differences(
+    content: Mapping[str, bytes], there: Mapping[str, Any]
+) -> tuple[list[str], list[str]]:
+    """The files that the Hub hasn't got in this form, and the pictures and figures of an earlier
+    push that would be wrong beside this one's card."""
+    changed = [path for path, data in content.items() if not _same(data, there.get(path))]
+    return changed, [path for path in MEASURED if path in there and path not in content]
 
 
 def _same(data: bytes, there: Any) -> bool:

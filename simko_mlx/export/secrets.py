@@ -10,6 +10,8 @@ from pathlib import Path, PurePosixPath
 
 from simko_mlx.types import UserError, require
 
+# What a card has where it was measured.
+MEASURED = ("training.svg", "pass_at_k.svg", "training/evaluation.json")
 # Every path that a push may write to. What isn't named here isn't sent, whoever made it.
 ALLOWED = frozenset(
     {
@@ -18,10 +20,8 @@ ALLOWED = frozenset(
         "adapter_config.json",
         "mlx/adapters.safetensors",
         "mlx/adapter_config.json",
-        "training.svg",
-        "pass_at_k.svg",
+        *MEASURED,
         "training/config.yaml",
-        "training/evaluation.json",
     }
 )
 # What of a run an export reads.

@@ -39,8 +39,9 @@ info = api.model_info("me/x", files_metadata=True)
 found["info"] = [info.sha == first.oid, info.private, info.card_data.license]
 found["siblings"] = {s.rfilename: s.size for s in info.siblings}
 found["tree"] = {f.path: f.lfs is not None for f in api.list_repo_tree("me/x")}
-more = [CommitOperationAdd("b/c.txt", b"1")]
-found["pr"] = api.create_commit("me/x", more, commit_message="pr", create_pr=True).pr_num
+def more():
+    return [CommitOperationAdd("b/c.txt", b"1")]
+found["pr"] = api.create_commit("me/x", more(), commit_message="pr", create_pr=True).pr_num
 found["prs"] = [d.title for d in api.get_repo_discussions("me/x")]
 found["stale"] = error(lambda: api.create_commit(
     "me/x", [CommitOperationAdd("d.txt", b"1")], commit_message="m", parent_commit="0" * 40))
@@ -50,7 +51,7 @@ found["gated"] = error(lambda: hf_hub_download("other/gated", "config.json"))
 found["hidden"] = error(lambda: api.model_info("other/private"))
 found["revision"] = error(lambda: snapshot_download("me/x", revision="none"))
 found["entry"] = error(lambda: hf_hub_download("me/x", "none.json"))
-found["foreign"] = error(lambda: api.create_commit("other/open", more, commit_message="m"))
+found["foreign"] = error(lambda: api.create_commit("other/open", more(), commit_message="m"))
 api.delete_repo("me/x")
 found["deleted"] = error(lambda: api.model_info("me/x"))
 print(json.dumps(found))
