@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from simko_mlx.export.hub_session import HubTrouble, Refused
-from simko_mlx.export.push import Content, Pushed, Silent
+from simko_mlx.export.repository import Content, Pushed, Silent
 
 from . import ui
 

@@ -7,14 +7,13 @@ from pathlib import Path
 from simko_mlx.config import Config
 from simko_mlx.export.hub_session import HubTrouble
 from simko_mlx.export.push import (
-    Content,
     PushOptions,
-    Silent,
     check_repo,
     check_token,
     push,
     retry_command,
 )
+from simko_mlx.export.repository import Content, Silent
 from simko_mlx.loggers import Logger
 from simko_mlx.types import UserError
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import os
@@ -94,5 +93,5 @@ def _decoded(line: bytes) -> Iterator[bytes]:
             yield item.encode()
             try:
                 yield base64.b64decode(item, validate=True)
-            except binascii.Error:
+            except ValueError:
                 continue
