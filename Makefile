@@ -29,5 +29,5 @@ format: venv
 	.venv/bin/ruff check --fix .
 
 clean:
-	rm -rf .venv .venv.previous build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv.previous .venv-torch .venv-torch.lock build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

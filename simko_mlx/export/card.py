@@ -26,7 +26,7 @@ from simko_mlx.export.card_training import (
 from simko_mlx.export.card_usage import prompt_format, usage
 from simko_mlx.export.markdown import code, one_line, plain
 from simko_mlx.export.measured import START, at_k
-from simko_mlx.export.public import config_file, public_json
+from simko_mlx.export.public import config_file, public_json, public_text
 from simko_mlx.export.source import Source
 from simko_mlx.metrics import Interval
 
@@ -51,7 +51,8 @@ def card_files(
         files["pass_at_k.svg"] = pictures.pass_at_k(_series(facts, trained)).encode()
         files["training/evaluation.json"] = _evaluation_file(facts, trained)
     text = f"---\n{_metadata(facts)}\n---\n\n{_text(facts, set(files))}"
-    return {"README.md": text.encode("utf-8", "backslashreplace"), **files}
+    # Once more, over all of it: names of groups and notes, say, come from data.
+    return {"README.md": public_text(text).encode("utf-8", "backslashreplace"), **files}
 
 
 def _text(facts: Facts, files: set[str]) -> str:
@@ -162,7 +163,7 @@ def _eval_results(facts: Facts) -> list[Any]:
     return [
         EvalResult(
             task_type="text-generation",
-            task_name="Problems with a verifier",
+            task_name="Text generation",
             dataset_type=str(data.path) if on_hub else one_line(data.source),
             dataset_name=one_line(_dataset_name(facts)),
             dataset_config=data.subset if on_hub else None,

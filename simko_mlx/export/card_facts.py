@@ -9,13 +9,14 @@ from pathlib import PurePath
 from typing import Any
 
 from simko_mlx.config import Config
+from simko_mlx.data import FAMILIES
 from simko_mlx.export.base import Base
 from simko_mlx.export.markdown import code, link, plain
 from simko_mlx.export.measured import Measured, read_measured
 from simko_mlx.export.public import public_config, public_json
 from simko_mlx.export.source import Source
 from simko_mlx.model_files import EMBEDDED
-from simko_mlx.verifiers import VERIFIERS
+from simko_mlx.verifiers import family as verifier_family
 
 OBJECTIVES = {
     "simko": ("SimKO", "https://arxiv.org/abs/2510.14807"),
@@ -67,6 +68,11 @@ class Facts:
         return f"{code(self.base_short)} (a folder of the author's, not a repository on the Hub)"
 
     @property
+    def base_name(self) -> str:
+        """The base in Markdown, without what the summary says of it."""
+        return self.base_link if self.base.hub_id else code(self.base_short)
+
+    @property
     def model(self) -> str:
         """What stands for the base model in commands of mlx-lm."""
         return self.base.hub_id or "MODEL"
@@ -94,6 +100,12 @@ class Facts:
     def is_finetune(self) -> bool:
         """Whether whole weights lie beside the card, not an adapter."""
         return "fused" in self.kinds or not self.source.is_lora
+
+    @property
+    def temperature(self) -> float:
+        """That of the figures."""
+        trained = self.measured.trained
+        return self.config.eval.temperature if trained is None else trained.temperature
 
     @property
     def rank(self) -> int:
@@ -137,7 +149,16 @@ class Facts:
 
     @property
     def has_own_verifier(self) -> bool:
-        return any(v not in VERIFIERS and ":" in v for v in self.verifiers)
+        return any(v in self.own_code for v in self.verifiers)
+
+    @property
+    def own_code(self) -> list[str]:
+        """Import paths of functions of the author's that the run used."""
+        data, loss = self.config.data.source, self.config.loss.name
+        known = data.partition(":")[0] in FAMILIES
+        sources = [data] if ":" in data and not known else []
+        verifiers = [v for v in self.verifiers if ":" in v and verifier_family(v) is None]
+        return list(dict.fromkeys([*sources, *verifiers, *([loss] if ":" in loss else [])]))
 
     def env(self, key: str) -> str | None:
         """An entry of env.json, in Markdown."""

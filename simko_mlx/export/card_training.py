@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
 from simko_mlx.config import leaves
+from simko_mlx.data import SOURCES
 from simko_mlx.export.card_facts import Facts
 from simko_mlx.export.card_results import eval_command
 from simko_mlx.export.markdown import code, link, plain, table
@@ -28,7 +30,7 @@ def training(facts: Facts) -> list[str]:
         ("Time and memory", _time(facts)),
     ]
     lines = "\n".join(f"- **{name}**: {' '.join(told)}" for name, told in parts if told)
-    settings = table(["setting", "value"], _settings(facts))
+    settings = table(["setting", "value"], _settings(facts), numbers=False)
     return [
         lines,
         f"The objective, {facts.objective_link}, with all its settings (the rest is in "
@@ -78,6 +80,8 @@ def _held_out(facts: Facts) -> str:
         return f"Held out: the file {code(PurePath(data.eval_path).name)}."
     if data.heldout == 0:
         return "Nothing was held out."
+    if data.source not in SOURCES:
+        return f"Held out: up to {data.heldout:,} problems, as the source divides them."
     return f"Held out: {data.heldout:,} problems of the same source, never trained on."
 
 
@@ -126,8 +130,13 @@ def _trained(facts: Facts) -> list[str]:
         told.append(f"The run was set to {config.steps:,} steps; this is the one after step "
                     f"{source.step:,}.")  # fmt: skip
     if config.policy.adapter_path:
-        name = PurePath(config.policy.adapter_path).name
-        told.append(f"Training started from the adapter {code(name)}, not from the base alone.")
+        path = config.policy.adapter_path
+        name = PurePath(path).name if path.startswith("~") else path
+        at = config.policy.adapter_revision
+        revision = f" at revision {code(at)}" if at else ""
+        told.append(
+            f"Training started from the adapter {code(name)}{revision}, not from the base alone."
+        )
     if not source.is_lora:
         return [*told, "All weights of the model were trained."]
     lora = source.settings.get("lora_parameters") or {}
@@ -156,7 +165,8 @@ def _machine(facts: Facts) -> list[str]:
     name = plain(str(info.get("device_name") or "unknown device"))
     memory = info.get("memory_size")
     size = f", {int(str(memory)) / 2**30:.0f} GiB" if str(memory).isdecimal() else ""
-    device, system = facts.env("device"), facts.env("platform")
+    kind = re.match(r"Device\((\w+)", str(facts.environment.get("device")))
+    device, system = kind[1].upper() if kind else "unknown", facts.env("platform")
     versions = [f"{v} {facts.env(v)}" for v in VERSIONS if facts.env(v)]
     return [f"{name}{size} ({device}), {system}; {', '.join(versions)}."]
 
@@ -169,7 +179,8 @@ def _time(facts: Facts) -> list[str]:
     if log.evaluation_seconds is not None:
         told.append(f"{duration(log.evaluation_seconds)} in evaluations.")
     if log.peak_gb is not None:
-        told.append(f"MLX held at most {log.peak_gb:.2f} GB in a step.")
+        size = f"{log.peak_gb:.1f} GB" if log.peak_gb >= 1 else f"{1000 * log.peak_gb:.0f} MB"
+        told.append(f"MLX held at most {size} in a step.")
     missing = facts.source.step - len(log.rewards)
     if not log.rewards:
         told.append("The run's log of steps is missing.")
@@ -179,10 +190,10 @@ def _time(facts: Facts) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """42 s, 3 min 5 s, 2 h 3 min."""
+    """4.2 s, 42 s, 3 min 5 s, 2 h 3 min."""
     total = round(seconds)
     if total < 60:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{total} s"
     minutes, rest = divmod(total, 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
@@ -242,7 +253,7 @@ def limits(facts: Facts) -> list[str]:
 
 def licence(facts: Facts) -> list[str]:
     """What the base allows; the author of the card may only add to it."""
-    base = facts.base_link
+    base = facts.base_name
     if facts.base.licence is None:
         return [
             f"The licence of the base model, {base}, was not found in its files. Look it up before "
@@ -268,6 +279,9 @@ def reproduction(facts: Facts) -> list[str]:
         told.append(f"Name your own copies of the files in {', '.join(yours)} first.")
     if "REDACTED" in json.dumps(_options_of(facts)):
         told.append("Secrets were taken out of the file, and say `REDACTED` there.")
+    if facts.own_code:
+        names = ", ".join(code(name) for name in facts.own_code)
+        told.append(f"The run used code of its author's that is not here: {names}.")
     return [needed, commands, " ".join(told)]
 
 

@@ -8,7 +8,7 @@ import shlex
 from simko_mlx.data import load
 from simko_mlx.export.card_facts import Facts
 from simko_mlx.export.markdown import block, code
-from simko_mlx.export.peft import peft_base
+from simko_mlx.export.peft import OTHER_NAMES, peft_base
 from simko_mlx.model_files import EMBEDDED
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
@@ -21,7 +21,7 @@ def usage(facts: Facts) -> list[str]:
     parts = [_placeholders(facts)]
     if "mlx" in facts.kinds or "fused" in facts.kinds:
         parts += ["### mlx-lm", *_mlx(facts)]
-    if "peft" in facts.kinds or "fused" in facts.kinds:
+    if "peft" in facts.kinds or ("fused" in facts.kinds and facts.base.type not in OTHER_NAMES):
         parts += ["### transformers", *_transformers(facts), "### vLLM", *_vllm(facts)]
     return [part for part in [*parts, "### LM Studio", *_lm_studio(facts)] if part]
 
@@ -43,7 +43,7 @@ def prompt_format(facts: Facts) -> list[str]:
             "out (`prompt.few_shot` in `training/config.yaml`)"
         )
     told.append(
-        f"- sampling at temperature {facts.config.eval.temperature:g} from the whole vocabulary, "
+        f"- sampling at temperature {facts.temperature:g} from the whole vocabulary, "
         f"at most {_limit(facts):,} new tokens"
     )
     parts = ["\n".join(told)]
@@ -133,7 +133,7 @@ def _mlx(facts: Facts) -> list[str]:
             "prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, "
             f"enable_thinking={_thinking(facts)})"
         )
-    temperature = f"{facts.config.eval.temperature:g}"
+    temperature = repr(facts.temperature)
     lines += [
         f"sampler = make_sampler(temp={temperature})",
         f"print(generate(model, tokenizer, prompt, max_tokens={_limit(facts)}, sampler=sampler))",
@@ -166,7 +166,7 @@ def _transformers(facts: Facts) -> list[str]:
         )
     else:
         lines.append('inputs = tokenizer(prompt, return_tensors="pt")')
-    temperature = f"{facts.config.eval.temperature:g}"
+    temperature = repr(facts.temperature)
     lines += [
         f"output = model.generate(**inputs, max_new_tokens={_limit(facts)}, do_sample=True, "
         f"temperature={temperature}, top_k=0, top_p=1.0)",
@@ -211,7 +211,7 @@ def _vllm(facts: Facts) -> list[str]:
         body["chat_template_kwargs"] = {"enable_thinking": prompt.thinking}
     else:
         body["prompt"] = text if prompt.system is None else f"{prompt.system}\n\n{text}"
-    body |= {"max_tokens": _limit(facts), "temperature": facts.config.eval.temperature}
+    body |= {"max_tokens": _limit(facts), "temperature": facts.temperature}
     body |= {"top_p": 1.0, "top_k": -1}  # vLLM would take the model's own defaults
     way = "chat/completions" if facts.uses_chat else "completions"
     ask = (

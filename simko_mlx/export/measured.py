@@ -120,14 +120,27 @@ def _evaluations(path: Path) -> list[Evaluation]:
     try:
         raw = json.loads(path.read_bytes())
         several = raw.get("evaluations", [raw])
-        return [Evaluation.from_json(each) for each in several]
+        return [e for e in map(Evaluation.from_json, several) if _is_sound(e)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
 
 
+def _is_sound(evaluation: Evaluation) -> bool:
+    """Whether the parts of an evaluation fit each other; a file may have been edited."""
+    n, ks = evaluation.n, evaluation.pass_at_k
+    sizes = {evaluation.problems, len(evaluation.counts), len(evaluation.problem_ids)}
+    return (
+        len(sizes) == 1
+        and bool(evaluation.counts)
+        and bool(ks)
+        and all(0 <= count <= n for count in evaluation.counts)
+        and all(1 <= k <= n for k in ks)
+    )
+
+
 def _of_step(evaluations: list[Evaluation], source: Source) -> Evaluation | None:
     wanted = (f"step {source.step}", source.scale)  # labels go on with ", scale 0.5"
-    found = [e for e in evaluations if (e.label.split(",")[0], e.scale) == wanted and e.counts]
+    found = [e for e in evaluations if (e.label.split(",")[0], e.scale) == wanted]
     return found[-1] if found else None
 
 

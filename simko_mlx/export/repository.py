@@ -197,7 +197,7 @@ class _Stream(io.BytesIO):
 
     def read(self, size: int | None = -1, /) -> bytes:
         data = super().read(size)
-        if self.listen is not None:
+        if data and self.listen is not None:
             self.listen(self.tell())
         return data
 

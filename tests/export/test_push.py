@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import re
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -18,7 +21,16 @@ from simko_mlx import checkpoint
 from simko_mlx.export.base import describe_base
 from simko_mlx.export.peft import peft_files
 from simko_mlx.export.source import read_source
-from tests.export.pushing import PATHS, environment, fingerprint, sent, simko, start, trained_run
+from tests.export.pushing import (
+    PATHS,
+    ROOT,
+    environment,
+    fingerprint,
+    sent,
+    simko,
+    start,
+    trained_run,
+)
 from tests.hub_api import OTHER_TOKEN, READ_TOKEN, TOKEN
 from tests.hub_server import Hub
 
@@ -297,6 +309,28 @@ def test_the_run_can_be_trained_on_while_the_network_is_slow(run_dir, hub, home)
         pass
     push.kill()
     push.communicate()
+
+
+def test_on_a_terminal_a_bar_counts_the_bytes_and_leaves_no_trace(run_dir, hub, home):
+    env = {**environment(hub, home), "COLUMNS": "80", "LINES": "24"}
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        words = [sys.executable, "-m", "cli", "push", str(run_dir), "me/x"]
+        os.execve(sys.executable, words, env)
+    shown = b""
+    with contextlib.suppress(OSError):  # how a terminal says that its program has ended
+        while piece := os.read(terminal, 4096):
+            shown += piece
+    os.close(terminal)
+    assert os.waitpid(pid, 0)[1] == 0
+    # One bar, which is cleared before the last line.
+    text = shown.decode()
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1
+    bars = re.findall(r"sending .*?([\d.]+)/([\d.]+) kB", text)
+    assert bars and bars[-1][0] == bars[-1][1]
+    assert text.rstrip().endswith(f"\x1b[2KPushed, 9 of 9 files new or changed: {hub.url}/me/x")
+    assert "LFS" not in text  # the client's own bars
 
 
 def wait_for(condition) -> None:

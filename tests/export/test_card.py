@@ -25,7 +25,7 @@ from simko_mlx.export.source import Source, read_source
 from simko_mlx.metrics import clustered_interval, paired_difference, pass_at_k
 from tests.runs import Recorder, run, small_config
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SECTIONS = [
     "Results", "Concentration", "How to use it", "Prompt format", "Training", "Limits", "Licence",
     "How to reproduce it",
@@ -150,7 +150,10 @@ def test_metadata_tells_base_relation_library_and_licence(trained, tmp_path):
         data__split="train", data__eval_split="test",
     )  # fmt: skip
     base = {"hub_id": "owner/base", "licence": "apache-2.0", "revision": "f" * 40}
-    data = loaded(make(source, repo="me/mine", **base), tmp_path).data
+    files = make(source, repo="me/mine", **base)
+    for words in ("40 problems to train on", "Revision `abc`", "split `test`", f"`{'f' * 40}`"):
+        assert words in text_of(files)
+    data = loaded(files, tmp_path).data
     assert data.base_model == "owner/base" and data["base_model_relation"] == "adapter"
     assert (data.library_name, data.license) == ("peft", "apache-2.0")
     assert data.pipeline_tag == "text-generation" and data.datasets == ["owner/problems"]
@@ -197,6 +200,10 @@ def test_what_eval_kept_comes_before_the_runs_own(again):
     text = text_of(make(read_source(again)))
     assert "**trained** | 87.5 [" in text and "| base | 12.5 [" in text
     assert "Measured by `simko-mlx eval` on 3 held-out problems, 8 completions" in text
+    cool = [evaluation(label, [1, 2], temperature=0.25) for label in ("base", "step 4")]
+    keep(again, *cool)
+    text = text_of(make(read_source(again)))
+    assert "at temperature 0.25, of" in text and "make_sampler(temp=0.25)" in text
 
 
 @pytest.mark.parametrize(
@@ -287,6 +294,24 @@ def test_a_run_without_evaluation_or_log_or_environment(again):
     assert ".svg" not in text
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"[]", b"{", b'{"evaluations": [{}]}', b'{"evaluations": 3}',
+        json.dumps({"evaluations": [evaluation("step 4", [8, 0], n=4).to_json()]}).encode(),
+        json.dumps({"evaluations": [evaluation("step 4", [8], problems=2).to_json()]}).encode(),
+        json.dumps({"evaluations": [evaluation("step 4", [8], pass_at_k={}).to_json()]}).encode(),
+    ],
+)  # fmt: skip
+def test_a_damaged_evaluation_is_none(again, content):
+    kept_path(again, 4).write_bytes(content)
+    text = text_of(make(read_source(again)))
+    assert "Measured by the training run itself on 6 held-out problems" in text
+    (again / "evaluations/base.json").write_bytes(content)
+    (again / "evaluations/step-4.json").write_bytes(content)
+    assert "Not measured" in text_of(make(read_source(again)))
+
+
 def test_a_log_that_was_cut_is_told(again):
     path = again / "metrics.jsonl"
     lines = [line for line in path.read_bytes().splitlines() if b'"step": 3' not in line]
@@ -302,9 +327,7 @@ def test_times_are_sums_of_the_log_up_to_the_step(again):
     rows.append({"step": 4, "eval/tier": "small", "eval/pass@1": 0.5, "time/eval": 4000.0})
     (again / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     text = text_of(make(read_source(again)))
-    assert (
-        "6 min 40 s in training steps. 1 h 6 min in evaluations. MLX held at most 4.00 GB" in text
-    )
+    assert "6 min 40 s in training steps. 1 h 6 min in evaluations. MLX held at most 4.0 GB" in text
 
 
 def test_full_fine_tuning(tmp_path):
@@ -344,6 +367,8 @@ def test_combined_verifiers_own_functions_and_restricted_sampling(trained):
     assert "does not decide what is correct" in text
     assert "a model can learn to satisfy it" in text and "`my.losses:mine`" in text
     assert "custom-objective" in text and "Sampling was restricted" in text
+    assert "that is not here: `my.rewards:polite`, `my.losses:mine`." in text
+    assert "that is not here" not in text_of(make(read_source(trained)))
     exact = text_of(make(read_source(trained)))
     assert "a model can learn to satisfy it" not in exact
 
@@ -373,7 +398,8 @@ def test_commands_fit_what_lies_beside_the_card(trained):
     alone = text_of(make(source, "mlx"))
     assert "vllm" not in alone and "PeftModel" not in alone
     assert 'adapter_path="FOLDER")' in alone
-    fused = text_of(make(source, "fused", repo="me/mine"))
+    assert "vllm" not in text_of(make(source, "fused"))  # transformers has no such names
+    fused = text_of(make(source, "fused", repo="me/mine", config={"model_type": "llama"}))
     assert "vllm serve me/mine\n" in fused and "--enable-lora" not in fused
     assert 'load("me/mine")' in fused
     for text in (both, alone, fused):

@@ -1,0 +1,145 @@
+"""An export as a folder, which appears whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from simko_mlx import checkpoint
+from simko_mlx.export import peft
+from simko_mlx.export.base import Base, describe_base
+from simko_mlx.export.card import card_files
+from simko_mlx.export.fused import write_fused
+from simko_mlx.export.gguf import commands, find_converter, write_gguf
+from simko_mlx.export.mlx_adapter import mlx_files
+from simko_mlx.export.source import Source, read_source
+from simko_mlx.imports import import_function
+from simko_mlx.types import UserError, require
+
+# Writes files into a folder; returns sentences that the user should read. The type is f32, f16 or
+# bf16; None: the exporter's own.
+Exporter = Callable[[Source, Base, Path, str | None], list[str]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to export, and in which form.
+
+    ``made_from`` names the original of a quantised base; ``llama_cpp`` is a checkout of llama.cpp
+    and ``python`` one with its requirements, both for gguf.
+    """
+
+    to: str
+    step: int | str = "last"
+    scale: float = 1.0
+    dtype: str | None = None
+    made_from: str | None = None
+    llama_cpp: Path | None = None
+    python: str | None = None
+
+
+class NoConverter(Exception):
+    """There is no converter to GGUF on this machine; the text is what to run."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """``notes`` are sentences that the user should read."""
+
+    folder: Path
+    source: Source
+    base: Base
+    notes: list[str]
+
+    def files(self) -> dict[str, int]:
+        """Path within the folder -> bytes."""
+        found = (path for path in sorted(self.folder.rglob("*")) if path.is_file())
+        return {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in found}
+
+
+def _write_mlx(source: Source, base: Base, folder: Path, dtype: str | None) -> list[str]:
+    write(folder, mlx_files(source, dtype or "f32"))
+    return []
+
+
+def _write_peft(source: Source, base: Base, folder: Path, dtype: str | None) -> list[str]:
+    write(folder, peft.peft_files(source, base, dtype or "f32"))
+    return peft.notes(base)
+
+
+EXPORTERS: dict[str, Exporter] = {"mlx": _write_mlx, "peft": _write_peft, "fused": write_fused}
+
+
+def export(run_dir: Path, out: Path, request: Request) -> Exported:
+    """Exports a run's adapter to a new folder, with a model card.
+
+    Raises:
+        UserError: no such run or step, the folder is not empty, there is no space, or it can't be
+            exported faithfully; nothing is left behind.
+        NoConverter: gguf is wanted, and llama.cpp's converter isn't here.
+    """
+    source = read_source(run_dir, request.step, request.scale)
+    base = describe_base(source.config)
+    if request.made_from is not None:
+        base = dataclasses.replace(base, made_from=request.made_from)
+    exporter = _exporter(source, base, request)
+    with new_folder(out) as folder:
+        notes = exporter(source, base, folder, request.dtype)
+        if request.to in EXPORTERS:
+            write(folder, card_files(source, base, (request.to,)))
+    # What they say of the folder is meant of where it ends up.
+    return Exported(out, source, base, [note.replace(str(folder), str(out)) for note in notes])
+
+
+def _exporter(source: Source, base: Base, request: Request) -> Exporter:
+    if request.to in EXPORTERS:
+        return EXPORTERS[request.to]
+    if request.to != "gguf":
+        known = ", ".join([*EXPORTERS, "gguf"])
+        message = f"--to is {request.to!r}: choose one of {known}, or package.module:function."
+        require(":" in request.to, message)
+        return import_function(request.to, "--to", with_cwd=True)
+    converter = find_converter(request.llama_cpp)
+    if converter is None:
+        raise NoConverter(commands(source, base, request.dtype))
+    return lambda source, base, folder, dtype: write_gguf(
+        source, base, folder, converter, python=request.python, dtype=dtype
+    )
+
+
+def write(folder: Path, files: dict[str, bytes]) -> None:
+    """Writes files, path within the folder -> content."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder that becomes ``out`` at the end of the block, if all went well.
+
+    Raises:
+        UserError: there is something at ``out`` already, it can't be made, or the disk is full.
+    """
+    require(
+        not out.exists() or (out.is_dir() and not any(out.iterdir())),
+        f"{out} is there already: name another folder with --out, or remove it first.",
+    )
+    temporary = out.with_name(f".tmp-{out.name}-{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        checkpoint.sync_folder(temporary)
+        if out.exists():
+            out.rmdir()
+        os.rename(temporary, out)
+    except OSError as error:
+        reason = "there is no space left" if checkpoint.is_full(error) else error.strerror
+        raise UserError(f"{out} can't be written ({reason}): name another with --out.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
