@@ -115,7 +115,7 @@ def failures(command: str) -> Iterator[None]:
         failure.show()
         click.echo(command, err=True)
         raise click.exceptions.Exit(failure.exit_code) from error
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         click.echo("Stopped; the repository is as it was, or has it all. Again with:", err=True)
         click.echo(command, err=True)
-        raise
+        raise click.exceptions.Exit(ui.INTERRUPTED) from error
