@@ -31,14 +31,16 @@ class Refused(UserError):
 
 
 class Watch:
-    """Knows when the Hub last gave a sign of life.
+    """Knows when the Hub last gave a sign of life, and how long a reply may take.
 
     Raises:
         HubTrouble: from its hooks, where waiting on would take longer than ``patience`` seconds.
     """
 
-    def __init__(self, patience: float, message: Callable[[str], None]) -> None:
-        self.patience = patience
+    def __init__(self, seconds: float, message: Callable[[str], None]) -> None:
+        self.limits = dict.fromkeys(("connect", "read", "write", "pool"), seconds)
+        self.limits["connect"] = min(CONNECT_SECONDS, seconds)
+        self.patience = 5 * seconds
         self.message = message
         self.alive()
 
@@ -55,6 +57,8 @@ class Watch:
                 f"The Hub ({_host(request)}) gave no good answer for {self.waited:.0f} s: push "
                 "again later."
             )
+        # Here, since the client's own timeout gives way to that of a call, which is often "none".
+        request.extensions["timeout"] = self.limits
 
     def after(self, response: Any) -> None:
         if response.status_code < 400:
@@ -96,15 +100,14 @@ def bounded(seconds: float, message: Callable[[str], None]) -> Iterator[Watch]:
     )
     from huggingface_hub.utils import logging as hub_logging
 
-    watch = Watch(5 * seconds, message)
+    watch = Watch(seconds, message)
     before = get_session()
     make, hooks, timeout = type(before), before.event_hooks, before.timeout
     ours = {
         "request": [*hooks.get("request", ()), watch.before],
         "response": [*hooks.get("response", ()), watch.after],
     }
-    limits = (min(CONNECT_SECONDS, seconds), seconds, seconds, seconds)
-    set_client_factory(lambda: make(event_hooks=ours, follow_redirects=True, timeout=limits))
+    set_client_factory(lambda: make(event_hooks=ours, follow_redirects=True))
     bars, verbosity = not are_progress_bars_disabled(), hub_logging.get_verbosity()
     hub_logging.set_verbosity(logging.CRITICAL)
     try:
