@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import click
 
-from . import ui
+from . import downloads, ui
 
 COMMANDS = {
     "train": "Train a model; without arguments the embedded one.",
@@ -79,7 +79,8 @@ def cli() -> None:
 def run(args: Sequence[str] | None = None) -> int:
     """Runs one command line; returns the exit code."""
     try:
-        result = cli.main(args, prog_name="simko-mlx", standalone_mode=False)
+        with downloads.shown():
+            result = cli.main(args, prog_name="simko-mlx", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:  # its message is the help

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from mlx_lm.utils import load_config, load_tokenizer
 
 from simko_mlx import data
 from simko_mlx.config import Config
 from simko_mlx.data.dataset import repeats
 from simko_mlx.data.rows import BadRow, lookup, text_of
-from simko_mlx.model_files import context_length, find_model
+from simko_mlx.model_files import context_length, find_model, load_only_tokenizer
 from simko_mlx.prompts import PromptEncoder, prompt_limit
 from simko_mlx.types import STOP, Completion, Problem, RolloutGroup, UserError, Verdict, require
 from simko_mlx.verifiers.pool import VerifierPool
@@ -60,14 +59,8 @@ def load_material(config: Config) -> Material:
     """
     dataset = data.load(config.data)
     require(bool(dataset.train), f"The source {config.data.source} has no problems to train on.")
-    path = find_model(config.model, weights=False)
-    try:
-        tokenizer = load_tokenizer(path, eos_token_ids=load_config(path).get("eos_token_id"))
-    except (ValueError, KeyError, TypeError, OSError, AttributeError) as error:
-        text = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(
-            f"The tokenizer of the model {config.model} can't be loaded: {text}."
-        ) from (error)
+    path = find_model(config.model, config.model_revision, weights=False)
+    tokenizer = load_only_tokenizer(path, config.model)
     encoder = PromptEncoder(tokenizer, config.prompt, config.data)
     return Material(config, dataset, encoder, prompt_limit(config, context_length(path)))
 

@@ -8,43 +8,56 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import safetensors
-from mlx_lm.utils import (
-    DEFAULT_ALLOW_PATTERNS,
-    _get_classes,
-    load_config,
-    load_model,
-    load_tokenizer,
-)
+from mlx_lm.utils import _get_classes, load_config, load_model, load_tokenizer
 
+from simko_mlx import hub
 from simko_mlx.types import UserError, require
+from simko_mlx.weights_file import check_safetensors
 
 EMBEDDED = Path(__file__).parent / "assets" / "countdown_tiny"
 # Models of recipes that a shipped script makes, and how it is run.
 MADE = {"models/constraints-tiny": "python -m simko_mlx.assets.pretrain_constraints"}
 
+# What is fetched of a model: mlx-lm's list less programs, with what a model card quotes. No
+# pickles; nothing from folders, where repositories keep the model in other forms.
+PATTERNS = (
+    "*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "tiktoken.model", "*.txt",
+    "*.jsonl", "*.jinja", "README.md", "LICENSE", "LICENSE.md",
+)  # fmt: skip
+UNWANTED = ("*/*",)
+_NEEDS_CODE = (
+    "The model {name} needs {what}, and programs that come with a model are never run here: take "
+    "a model that mlx-lm and transformers know."
+)
 
-def find_model(name: str, *, weights: bool = True) -> Path:
+
+def find_model(name: str, revision: str | None = None, *, weights: bool = True) -> Path:
     """The local folder of a model, downloaded from the Hub if need be; without its weights, where
     they aren't wanted.
 
     Raises:
-        UserError: the folder is no model, or the Hub has none of that name or can't be reached.
+        UserError: the folder is no model, or the Hub has none of that name or can't be reached, or
+            a file is damaged.
     """
+    here = name == "embedded" or Path(name).expanduser().exists()
+    require(
+        revision is None or not here,
+        f"model_revision is {revision!r}, but model {name!r} is on this machine and has no "
+        "revisions: leave it out.",
+    )
     if name == "embedded":
         return EMBEDDED
     path = Path(name).expanduser()
-    if not path.exists():
+    if not here:
         require(
             name not in MADE,
             f"model is {name!r}, which this folder hasn't got yet: make it, in some minutes, with "
             f"`{MADE.get(name)}`.",
         )
-        looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
-        require(not looks_local, f"model is {name!r}: there is no such folder.")
-        path = _from_hub(name, weights)
+        path = _from_hub(name, revision, weights)
     require(path.is_dir(), f"model is {name!r}: it must be a folder, as mlx_lm.convert makes it.")
     require((path / "config.json").is_file(), f"model is {name!r}: that folder has no config.json.")
+    _check_no_code(path, name)
     files = sorted(path.glob("model*.safetensors"))
     require(
         bool(files) or not weights, f"model is {name!r}: that folder has no model*.safetensors."
@@ -57,41 +70,22 @@ def find_model(name: str, *, weights: bool = True) -> Path:
     return path
 
 
-def _from_hub(name: str, weights: bool) -> Path:
-    from huggingface_hub import errors, snapshot_download
+def _from_hub(name: str, revision: str | None, weights: bool) -> Path:
+    require(hub.looks_like_id(name), f"model is {name!r}: there is no such folder.")
+    hub.refuse_revision(name, "model", "model_revision")
+    patterns = [p for p in PATTERNS if weights or not p.endswith(".safetensors")]
+    return hub.download(hub.Repo(name, revision), patterns, UNWANTED)
 
+
+def _check_no_code(path: Path, name: str) -> None:
     try:
-        patterns = [p for p in DEFAULT_ALLOW_PATTERNS if weights or "safetensors" not in p]
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except errors.GatedRepoError as error:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise UserError(
-            f"model {name} is gated: accept its licence on the Hub, then run `hf auth login`."
+            f"{path / 'config.json'} is not JSON ({error}): download the model again."
         ) from error
-    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise UserError(
-            f"model is {name!r}: there is neither such a folder nor such a model on the Hub "
-            "(a private one needs `hf auth login`)."
-        ) from error
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"model {name} is not on this machine and the Hub can't be reached: check the network, "
-            "or give the path of a downloaded model."
-        ) from error
-
-
-def check_safetensors(path: Path) -> None:
-    """Refuses a malformed file; MLX would load some of them, with wrong values.
-
-    Raises:
-        UserError: the file can't be read whole.
-    """
-    try:
-        with safetensors.safe_open(path, framework="np"):
-            pass
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}): download or convert the model again."
-        ) from error
+    code = config.get("model_file") if isinstance(config, dict) else None
+    require(code is None, _NEEDS_CODE.format(name=name, what=f"a program of its own, {code!r}"))
 
 
 def load_files(path: Path, name: str, *, lazy: bool = False) -> tuple[nn.Module, Any]:
@@ -102,11 +96,35 @@ def load_files(path: Path, name: str, *, lazy: bool = False) -> tuple[nn.Module,
         model, config = load_model(path, lazy=lazy)
         if not lazy:
             to_column_major(model)
-        return model, load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
+        return model, _tokenizer(path, name, config.get("eos_token_id"))
     except (*usual, StrictDataclassError) as error:
         # mlx-lm and transformers let through whatever a model's files make them raise.
         text = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"mlx-lm can't load the model {name}: {text}.") from error
+
+
+def _tokenizer(path: Path, name: str, eos_token_ids: Any) -> Any:
+    try:
+        # Unset, transformers asks on the terminal whether a tokenizer's own code may run.
+        return load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids)
+    except ValueError as error:
+        if "trust_remote_code" in str(error):
+            what = "a program of its own for its tokenizer"
+            raise UserError(_NEEDS_CODE.format(name=name, what=what)) from error
+        raise
+
+
+def load_only_tokenizer(path: Path, name: str) -> Any:
+    """The tokenizer of a model's folder, which needs no weights.
+
+    Raises:
+        UserError: it can't be loaded, or needs a program that came with it.
+    """
+    try:
+        return _tokenizer(path, name, load_config(path).get("eos_token_id"))
+    except (ValueError, KeyError, TypeError, OSError, AttributeError, RuntimeError) as error:
+        text = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"The tokenizer of the model {name} can't be loaded: {text}.") from error
 
 
 def to_column_major(model: nn.Module) -> None:
@@ -123,14 +141,14 @@ def to_column_major(model: nn.Module) -> None:
             mx.eval(part.weight)  # one at a time: the old one goes before the next comes
 
 
-def outline_files(name: str) -> tuple[nn.Module, Any, Path]:
+def outline_files(name: str, revision: str | None = None) -> tuple[nn.Module, Any, Path]:
     """Model, tokenizer and folder, with no weight in memory: of a folder lazily, of a model on the
     Hub from its settings alone, so that nothing large is downloaded.
 
     Raises:
         UserError: as ``find_model``, or mlx-lm can't make the model.
     """
-    path = find_model(name, weights=False)
+    path = find_model(name, revision, weights=False)
     if any(path.glob("model*.safetensors")):
         return *load_files(path, name, lazy=True), path
     try:
@@ -143,7 +161,7 @@ def outline_files(name: str) -> tuple[nn.Module, Any, Path]:
         if quantization:
             form = {key: quantization[key] for key in ("group_size", "bits")}
             nn.quantize(model, **form, mode=quantization.get("mode", "affine"))
-        return model, load_tokenizer(path, eos_token_ids=config.get("eos_token_id")), path
+        return model, _tokenizer(path, name, config.get("eos_token_id")), path
     except (ValueError, KeyError, TypeError, OSError, AttributeError) as error:
         raise UserError(f"mlx-lm can't make the model {name}: {error}.") from error
 

@@ -22,7 +22,7 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.utils import get_total_parameters
 
 from simko_mlx import selftest
-from simko_mlx.adapters import ignored_settings, new_adapter, start_from
+from simko_mlx.adapters import find_adapter, ignored_settings, new_adapter, start_from
 from simko_mlx.config import Config
 from simko_mlx.cpu_decoding import quicken
 from simko_mlx.decoding import Together
@@ -304,13 +304,13 @@ def _likely_way(policy: Policy) -> Way:
 
 def _assemble(config: Config, adapter: Path | None, *, lazy: bool) -> Policy:
     if lazy:
-        model, tokenizer, path = outline_files(config.model)
+        model, tokenizer, path = outline_files(config.model, config.model_revision)
     else:
-        path = find_model(config.model)
+        path = find_model(config.model, config.model_revision)
         model, tokenizer = load_files(path, config.model)
     policy = Policy(model, tokenizer, path, config)
     if adapter is None and config.policy.adapter_path is not None:
-        adapter = Path(config.policy.adapter_path).expanduser()
+        adapter = find_adapter(config)
     require(
         config.policy.fine_tune_type == "lora" or not _is_quantized(model),
         "policy.fine_tune_type is full but the model is quantised: use lora, or a model that is "
@@ -335,7 +335,7 @@ def _assemble(config: Config, adapter: Path | None, *, lazy: bool) -> Policy:
 
 def load_base(config: Config) -> Policy:
     """The base model alone, to evaluate."""
-    path = find_model(config.model)
+    path = find_model(config.model, config.model_revision)
     model, tokenizer = load_files(path, config.model)
     policy = Policy(model, tokenizer, path, config)
     model.eval()

@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from simko_mlx import OPENBLAS, __version__, checkpoint
+from simko_mlx import OPENBLAS, __version__, checkpoint, hub
 from simko_mlx.config import Config, semantic
 from simko_mlx.config_sources import from_run
 from simko_mlx.types import UserError, require
@@ -113,8 +113,10 @@ def saved_state(config: Config, run_dir: Path) -> tuple[Path, dict[str, Any]] | 
     return saved
 
 
-def environment() -> dict[str, Any]:
-    """What a run was made with: versions, platform, device."""
+def environment(model: Path | None = None) -> dict[str, Any]:
+    """What a run was made with: versions, platform, device; of a model's folder in the Hub's cache
+    the commit that it holds."""
+    commit = None if model is None else hub.commit_of(model)
     versions = {}
     for name in ("mlx", "mlx-lm", "numpy", "transformers"):
         try:
@@ -129,4 +131,5 @@ def environment() -> dict[str, Any]:
         "device": str(mx.default_device()),
         "device_info": {k: str(v) for k, v in mx.device_info().items()},
         "openblas": OPENBLAS,
+        **({} if commit is None else {"model_commit": commit}),
     }

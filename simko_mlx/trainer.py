@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from simko_mlx import checkpoint, data, memory, rundir
+from simko_mlx import checkpoint, data, hub, memory, rundir
 from simko_mlx.advice import GapWatch, SignalWatch
 from simko_mlx.collect import collect
 from simko_mlx.config import Config, semantic
@@ -107,6 +107,8 @@ def train(
             pool = stack.enter_context(VerifierPool(config.verifier))
             _try_verifier(pool, dataset.train[0])
             policy = load_policy(config, adapter=saved[0] if saved else None)
+            # A branch of the Hub's may move on; a run that is resumed goes on with its own model.
+            config.model_revision = hub.commit_of(policy.path) or config.model_revision
             run = _Run(config, run_dir, policy, pool, dataset)
             run.until.at = until
             return run.go(logger, interrupts, recipe, saved)
@@ -183,8 +185,8 @@ class _Run:
         elif (self.run_dir / "metrics.jsonl").exists():
             cut_back(self.run_dir, dict.fromkeys(JsonlLogger.FILES, 0))
         checkpoint.write_atomically(self.run_dir / "config.yaml", dump(self.config).encode())
-        environment = {**rundir.environment(), "problems": len(self.train_prompts)}
-        content = json.dumps(environment, indent=2).encode() + b"\n"
+        about = {**rundir.environment(self.policy.path), "problems": len(self.train_prompts)}
+        content = json.dumps(about, indent=2).encode() + b"\n"
         checkpoint.write_atomically(self.run_dir / "env.json", content)
         self.jsonl = JsonlLogger(self.run_dir)
         self.logger = Fanout([self.jsonl, logger])

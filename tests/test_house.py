@@ -16,7 +16,17 @@ LAYERS = [
     # "" is simko_mlx/__init__.py, which hands out public names of any layer, but imports them only
     # when they are asked for
     {"types", "config", "config_checks", "config_sources", "imports", ""},
-    {"kernels", "graphs", "advantages", "advice", "interrupts", "metrics", "until"},
+    {
+        "kernels",
+        "graphs",
+        "advantages",
+        "advice",
+        "hub",
+        "interrupts",
+        "metrics",
+        "until",
+        "weights_file",
+    },
     {"losses", "batching", "data", "sandbox", "verifiers", "assets", "prompts"},
     {
         "adapters",
@@ -25,6 +35,7 @@ LAYERS = [
         "head_tap",
         "loggers",
         "model_files",
+        "peft_adapter",
         "peft_format",
         "prefix",
         "recompute",

@@ -9,23 +9,23 @@ files of data ever are: no code, no README.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
+from glob import escape
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
+from simko_mlx import hub
 from simko_mlx.config import DataConfig
 from simko_mlx.data.dataset import Dataset
 from simko_mlx.data.files import FORMATS, SUFFIXES, Found, collect, read, split
-from simko_mlx.types import UserError, require
+from simko_mlx.types import require
 
 WORDS = {
     "train": "train", "training": "train",
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
     "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
-REPLY_SECONDS = 20.0
 _SHARD = re.compile(r"(?P<split>.+?)[-_.](?P<number>\d+)-of-(?P<of>\d+)(-[0-9a-f]+)?")
 _ORDER = ("parquet", "jsonl", "json", "csv")  # of a split in several formats one is read
 
@@ -55,10 +55,10 @@ def load(config: DataConfig) -> Dataset:
     """
     repo = config.path or ""
     require(
-        repo.count("/") == 1 and not repo.startswith((".", "/", "~")),
+        hub.looks_like_id(repo),
         f"data.path is {config.path!r}: for data.source=hf write the data set's id, owner/name.",
     )
-    files = described(_names(repo, config.revision))
+    files = described(hub.file_names(_repo(config)))
     require(
         bool(files),
         f"The data set {repo} has no parquet, jsonl, json or csv files: convert it, and use the "
@@ -152,68 +152,8 @@ def _found(files: list[File], name: str, config: DataConfig) -> Found:
 
 
 def _fetched(name: str, config: DataConfig) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    repo = str(config.path)
-    with _hub_errors(repo, config.revision):
-        found = hf_hub_download(repo, name, repo_type="dataset", revision=config.revision)
-    return Path(found)
+    return hub.download(_repo(config), [escape(name)]) / name
 
 
-def _names(repo: str, revision: str | None) -> list[str]:
-    """The repository's files; without a connection those that are on this machine already."""
-    from huggingface_hub import HfApi, errors, snapshot_download
-
-    with _hub_errors(repo, revision):
-        try:
-            # Unlike list_repo_files, this doesn't try for half a minute where there is no network.
-            found = HfApi().dataset_info(repo, revision=revision, timeout=REPLY_SECONDS)
-            return [file.rfilename for file in found.siblings or []]
-        except errors.HfHubHTTPError:
-            raise  # the Hub was reached, and said no
-        except _no_connection():  # or none is wanted (HF_HUB_OFFLINE)
-            folder = Path(
-                snapshot_download(
-                    repo, repo_type="dataset", revision=revision, local_files_only=True
-                )
-            )
-            files = (path for path in folder.rglob("*") if path.is_file())
-            return [path.relative_to(folder).as_posix() for path in files]
-
-
-def _no_connection() -> tuple[type[Exception], ...]:
-    from huggingface_hub import errors
-
-    # The second is that of the HTTP client, which one depends on huggingface-hub's version.
-    return (OSError, errors.HTTPError)  # pyright: ignore[reportPrivateImportUsage]
-
-
-@contextmanager
-def _hub_errors(repo: str, revision: str | None) -> Iterator[None]:
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        raise UserError(
-            f"The data set {repo} is gated: accept its terms on the Hub, then run `hf auth login`."
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise UserError(
-            f"The data set {repo} has no revision {revision!r}: correct data.revision."
-        ) from error
-    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise UserError(
-            f"data.path is {repo!r}: there is no such data set on the Hub (a private one needs "
-            "`hf auth login`)."
-        ) from error
-    except errors.HfHubHTTPError as error:
-        first = str(error).strip().split("\n", 1)[0]
-        raise UserError(f"The Hub doesn't hand out the data set {repo}: {first}; try later.") from (
-            error
-        )
-    except _no_connection() as error:
-        raise UserError(
-            f"The data set {repo} is not on this machine and the Hub can't be reached: check the "
-            "network, or use a downloaded file."
-        ) from error
+def _repo(config: DataConfig) -> hub.Repo:
+    return hub.Repo(str(config.path), config.revision, "data set", "data.path", "data.revision")

@@ -76,7 +76,7 @@ def describe_base(config: Config) -> Base:
     Raises:
         UserError: as ``find_model``.
     """
-    path = find_model(config.model)
+    path = find_model(config.model, config.model_revision)
     model = hub_id(config)
     snapshot = path.name if path.parent.name == "snapshots" else None
     card = _card(path)

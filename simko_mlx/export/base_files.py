@@ -47,17 +47,22 @@ def copy_files(source: Path, folder: Path, config: bytes) -> None:
     (folder / "config.json").write_bytes(config)
 
 
-def new_config(source: Path, *, dequantized: bool, dtype: str | None) -> bytes:
+def new_config(
+    source: Path, *, dequantized: bool, dtype: str | None, text_only: bool = False
+) -> bytes:
     """The base model's config.json; byte for byte, where nothing in it changes.
 
     Args:
         source: the base model's folder.
         dequantized: its weights are quantised no more.
         dtype: "float32" ..., of weights that were written in another type than the base's.
+        text_only: the weights of a vision tower are gone, as mlx-lm leaves them out.
     """
     content = (source / "config.json").read_bytes()
     config: dict[str, Any] = json.loads(content)
     before = json.dumps(config)
+    if text_only:
+        config.pop("vision_config", None)
     inner = config.get("text_config")
     for section in (config, inner if isinstance(inner, dict) else {}):
         for key in QUANTIZATION if dequantized else ():

@@ -28,8 +28,11 @@ class LoraChange:
 
     def apply(self, weight: np.ndarray) -> np.ndarray:
         """The changed weight; both float32."""
-        delta = self.a @ self.b
-        return weight + np.float32(self.scale) * (delta.T if self.transposed else delta)
+        b = np.float32(self.scale) * self.b
+        # In the weight's own layout: a large matrix that is turned afterwards is slow to add.
+        changed = b.T @ self.a.T if self.transposed else self.a @ b
+        changed += weight
+        return changed
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from simko_mlx.export.source import Source
 from simko_mlx.export.tensor_files import FLOATS, read_header
 from simko_mlx.export.torch_process import Answers, Failure, Job, ask_torch
 from simko_mlx.kernels.budget import working_memory
-from simko_mlx.model_files import context_length, load_files
+from simko_mlx.model_files import PATTERNS, UNWANTED, context_length, load_files
 from simko_mlx.peft_format import from_peft
 from simko_mlx.prompts import PromptEncoder, prompt_limit
 from simko_mlx.types import UserError, require
@@ -117,6 +117,7 @@ def answers(model: nn.Module, prompts: Sequence[Sequence[int]], *, precise: bool
     for ids in prompts:
         logits = call(mx.array([list(ids)]))[0, -LAST:]
         found.append(np.array(logits.astype(mx.float32)))
+    mx.clear_cache()  # another model comes next, perhaps in another process
     return found
 
 
@@ -244,8 +245,9 @@ def _judge(comparison: _Comparison, where: str, found: Answers, other_base: bool
     result = found.results[0]
     if isinstance(result, Failure):
         # A base that transformers doesn't know says nothing about the export.
-        exported = result.stage == "adapter"
-        return (comparison.failed if exported else comparison.not_checked)(where, result.text)
+        if result.stage == "model":
+            return comparison.not_checked(where, f"the model can't be loaded there: {result.text}")
+        return comparison.failed(where, f"the adapter can't be loaded there: {result.text}")
     return comparison.of(where, result, other_base=other_base)
 
 
@@ -257,10 +259,19 @@ def _peft_base(comparison: _Comparison) -> Path | str:
 
     config = json.loads((comparison.folder / "adapter_config.json").read_bytes())
     name = str(config["base_model_name_or_path"])
+    if comparison.base.made_from is None:
+        return "the quantised base's files don't say what it was made from: name that with --base"
     if Path(name).is_dir() and Path(name).resolve() != comparison.base.path.resolve():
         return Path(name)
     try:
-        return Path(snapshot_download(name, local_files_only=True))
+        # Of what find_model fetches: huggingface_hub would miss the rest of the repository.
+        folder = snapshot_download(
+            name,
+            local_files_only=True,
+            allow_patterns=list(PATTERNS),
+            ignore_patterns=list(UNWANTED),
+        )
+        return Path(folder)
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError):
         return (
             f"the base in full precision, {name}, is not on this machine: `hf download {name}` "

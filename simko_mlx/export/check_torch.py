@@ -76,6 +76,8 @@ def run(job: dict[str, Any], ids: list[list[int]], last: int) -> tuple[str, str]
             stage = "adapter"
             model = put_adapter(model, job)
         numpy.savez(job["out"], *answers(model, ids, last))
+    except Refused as refused:
+        return stage, str(refused)
     except ERRORS as error:
         return stage, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return None

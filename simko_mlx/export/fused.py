@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -63,7 +64,7 @@ def write_fused(source: Source, base: Base, folder: Path, dtype: str | None = No
     """
     notes = fuse(source, base, folder, dtype)
     if base.quantization is not None and not _is_quantized(folder):
-        notes.append(_dequantized_note(base))
+        notes.append(_dequantized_note(base, folder))
     return notes
 
 
@@ -89,13 +90,14 @@ def _is_quantized(folder: Path) -> bool:
     return "quantization" in config or "quantization_config" in config
 
 
-def _dequantized_note(base: Base) -> str:
+def _dequantized_note(base: Base, folder: Path) -> str:
     bits = (base.quantization or {}).get("bits")
     form = f"quantised to {bits} bits" if bits else "quantised"
+    small = ["mlx_lm.convert", "--hf-path", str(folder), "-q", "--mlx-path", f"{folder}-quantized"]
     return (
         f"The base model is {form}; the fused one is in full precision, since rounding its weights "
-        "again would round away part of what was learnt. Where that is too large: `mlx_lm.convert "
-        "--hf-path DIR -q --mlx-path DIR-quantized`, and measure what it costs."
+        "again would round away part of what was learnt. Where that is too large: "
+        f"`{shlex.join(small)}`, and measure what it costs."
     )
 
 
@@ -265,11 +267,11 @@ class _Rewriting:
         size = int(np.prod(shape)) * FLOATS[dtype].size
         return Written(name, dtype, shape, size, partial(self._make, name, dtype))
 
-    def _make(self, name: str, dtype: str) -> Iterator[bytes]:
+    def _make(self, name: str, dtype: str) -> Iterator[memoryview]:
         weight = self._full_precision(name)
         change = self.changes.get(name)
         if change is not None:
-            weight = mx.array(change.apply(np.array(weight)))
+            weight = mx.array(change.apply(np.asarray(weight)))
         rounded = weight.astype(FLOATS[dtype])
         if dtype == "F16":
             lost = mx.isfinite(weight) & ~mx.isfinite(rounded)

@@ -46,7 +46,8 @@ def write_loaded(source: Source, base: Base, folder: Path, dtype: str | None) ->
     save_model(folder, model, donate_model=True)
     one = DTYPES[dtype] if dtype else (types.pop() if quantized and len(types) == 1 else None)
     written_as = None if one is None else str(one).removeprefix("mlx.core.")
-    config = new_config(base.path, dequantized=quantized, dtype=written_as)
+    text_only = not any("vision_tower" in name for name, _ in model.named_modules())
+    config = new_config(base.path, dequantized=quantized, dtype=written_as, text_only=text_only)
     copy_files(base.path, folder, config)
     return notes
 

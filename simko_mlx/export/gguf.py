@@ -11,13 +11,14 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from simko_mlx.export.base import Base
 from simko_mlx.export.fused import fuse
+from simko_mlx.export.peft import check_faithful
 from simko_mlx.export.source import Source
+from simko_mlx.export.torch_process import find_python
 from simko_mlx.types import UserError, require
 
 CONVERTER = "convert_hf_to_gguf.py"
@@ -78,7 +79,7 @@ def write_gguf(
         notes = fuse(source, base, fused, dtype)
         file = Path(temporary) / f"{fused.name}-{{ftype}}.gguf"  # it fills in what it chose
         arguments = [str(fused), "--outfile", str(file), "--outtype", dtype or "auto"]
-        _convert([python or sys.executable, str(converter), *arguments], converter)
+        _convert([find_python(python), str(converter), *arguments], converter)
         made = sorted(Path(temporary).glob("*.gguf"))
         require(bool(made), f"{converter} wrote no file: run it by hand to see why.")
         for file in made:
@@ -108,6 +109,14 @@ def _convert(command: list[str], converter: Path) -> None:
     )
 
 
+def _has_peft(source: Source, base: Base) -> bool:
+    try:
+        check_faithful(source, base)
+    except UserError:
+        return False
+    return True
+
+
 def commands(source: Source, base: Base, dtype: str | None = None) -> str:
     """What to run for a GGUF file, where no converter is found; lines for a shell."""
     run, name = shlex.quote(str(source.run_dir)), base.name.rstrip("/").rpartition("/")[2]
@@ -126,7 +135,7 @@ def commands(source: Source, base: Base, dtype: str | None = None) -> str:
         f"llama.cpp/.venv/bin/python llama.cpp/{CONVERTER} {fused} --outfile "
         f"{shlex.quote(name + '.gguf')} --outtype {dtype or 'auto'}",
     ]
-    if source.is_lora:
+    if _has_peft(source, base):
         original = shlex.quote(str(base.path)) if base.quantization is None else "BASE"
         lines += [
             "# or the adapter alone, for llama-server --lora",

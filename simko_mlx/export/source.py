@@ -100,7 +100,8 @@ def effective_weights(source: Source) -> dict[str, np.ndarray]:
     """
     if source.is_lora or source.scale == 1:
         return source.weights
-    model, _ = load_files(find_model(source.config.model), source.config.model, lazy=True)
+    path = find_model(source.config.model, source.config.model_revision)
+    model, _ = load_files(path, source.config.model, lazy=True)
     base = dict(cast(list[tuple[str, mx.array]], tree_flatten(model.parameters())))
     scaled = {}
     for name, trained in source.weights.items():

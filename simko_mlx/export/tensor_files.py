@@ -31,7 +31,7 @@ class Stored:
     start: int
     end: int
 
-    def chunks(self) -> Iterator[bytes]:
+    def chunks(self) -> Iterator[bytes | memoryview]:
         """Its bytes as they are, piece by piece."""
         with open(self.file, "rb") as file:
             file.seek(self.start)
@@ -56,7 +56,7 @@ class Written:
     dtype: str
     shape: tuple[int, ...]
     size: int
-    chunks: Callable[[], Iterator[bytes]]
+    chunks: Callable[[], Iterator[bytes | memoryview]]
 
 
 def read_header(path: Path) -> tuple[dict[str, str], list[Stored]]:
@@ -75,10 +75,10 @@ def read_header(path: Path) -> tuple[dict[str, str], list[Stored]]:
     return metadata, sorted(found, key=lambda tensor: tensor.start)
 
 
-def to_bytes(array: mx.array) -> bytes:
+def to_bytes(array: mx.array) -> memoryview:
     """The bytes of an array as safetensors keeps them."""
     plain = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
-    return np.array(plain).tobytes()
+    return np.ascontiguousarray(plain).data
 
 
 def cut(tensors: Sequence[Written]) -> dict[str, list[Written]]:

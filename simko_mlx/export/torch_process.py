@@ -68,7 +68,7 @@ def ask_torch(
     Raises:
         UserError: that Python can't be run, takes too long, or ends without an answer.
     """
-    python = python or sys.executable
+    python = find_python(python)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         # A copy: beside the script lie modules of ours with names such as peft.
@@ -87,6 +87,13 @@ def ask_torch(
         missing = tuple(result["missing"])
         results = [_result(j["out"], result["errors"]) for j in listed] if not missing else []
     return Answers(missing, result["versions"], results)
+
+
+def find_python(python: str | None) -> str:
+    """The path of a Python that the user named, good in any folder; default this one."""
+    named = os.path.expanduser(python or sys.executable)
+    # Not the file behind a link: a virtual environment is known by the link.
+    return os.path.abspath(shutil.which(named) or named)
 
 
 def _result(out: str, errors: dict[str, tuple[str, str]]) -> list[np.ndarray] | Failure:

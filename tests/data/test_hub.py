@@ -16,7 +16,7 @@ import pytest
 
 from simko_mlx.data.hub import chosen, described
 from simko_mlx.types import UserError
-from tests.data.hub_server import GATED, serving
+from tests.hub_server import Hub
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -35,13 +35,10 @@ for keys in json.load(sys.stdin):
 """
 
 
-def ask(configs: list[dict], endpoint: str, cache: Path, **environment: str) -> list:
+def ask(configs: list[dict], hub: Hub, cache: Path, **environment: str) -> list:
     """What ``load`` says to each of the configs: the answers of both splits, or an error."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    settings = {
-        "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": str(ROOT),
-    }  # fmt: skip
+    settings = {**hub.environment(cache, token=None), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", ASK], input=json.dumps(configs), capture_output=True, text=True,
         env={**kept, **settings, **environment}, timeout=120,
@@ -77,10 +74,20 @@ REPOS = {
     },
     "some/images": {"a.png": b"", "README.md": b""},
     "some/bad": {"train.jsonl": b"{\n"},
+    "some/broken": {"train.jsonl": b""},
 }
 
 
-def test_what_is_fetched_and_what_is_told(tmp_path):
+@pytest.fixture
+def hub():
+    with Hub() as found:
+        for name, files in REPOS.items():
+            found.add(name, files, type="datasets")
+        found.add("some/gated", {"train.jsonl": lines(1)}, type="datasets", gated=True)
+        yield found
+
+
+def test_what_is_fetched_and_what_is_told(hub, tmp_path):
     asked = [
         {"path": "some/plain"},
         {"path": "some/plain", "eval_split": "test"},
@@ -101,41 +108,43 @@ def test_what_is_fetched_and_what_is_told(tmp_path):
             "path": "some/plain", "eval_split": "validation",
         },
         "no parquet, jsonl, json or csv files": {"path": "some/images"},
-        "is gated: accept its terms": {"path": GATED},
+        "is gated: accept its terms": {"path": "some/gated"},
         "no such data set on the Hub": {"path": "some/none"},
         "has no revision 'v9'": {"path": "some/plain", "revision": "v9"},
         "write the data set's id, owner/name": {"path": "plain"},
         "train.jsonl:1: not JSON": {"path": "some/bad"},
         "The Hub doesn't hand out the data set some/broken": {"path": "some/broken"},
     }  # fmt: skip
-    with serving(REPOS) as (endpoint, log):
-        found = ask([*asked, *refused.values()], endpoint, tmp_path)
+    hub.fail("/api/datasets/some/broken", times=9, status=500)
+    found = ask([*asked, *refused.values()], hub, tmp_path)
     assert found[: len(asked)] == expected
     for told, words in zip(found[len(asked) :], refused, strict=True):
         assert isinstance(told, str) and words in told and "\n" not in told, told
-    fetched = {path.rpartition("/")[2] for command, path in log if "/resolve/" in path}
-    assert not fetched & {"README.md", "load.py", "a.png"}
+    fetched = {name.rpartition("/")[2] for name in hub.names() if "/resolve/" in name}
+    assert "train.jsonl" in fetched and not fetched & {"README.md", "load.py", "a.png"}
 
 
-def test_parquet_of_the_hub(tmp_path):
+def test_parquet_of_the_hub(hub, tmp_path):
     pytest.importorskip("duckdb", reason="duckdb, of the extra 'data', is not installed")
     keys = {"path": "some/parquet", "answer": "reward_model.ground_truth"}
-    with serving(REPOS) as (endpoint, _):
-        assert ask([keys], endpoint, tmp_path) == [[["180", "2", "6", "7"], []]]
+    assert ask([keys], hub, tmp_path) == [[["180", "2", "6", "7"], []]]
 
 
 def test_without_a_connection_what_is_on_this_machine_is_used(tmp_path):
     both = {"path": "some/plain", "eval_split": "test"}
     half = {"path": "some/shards", "limit": 1}  # the second file isn't needed, nor fetched
-    with serving(REPOS) as (endpoint, _):
-        ask([both, half], endpoint, tmp_path)
+    with Hub() as hub:
+        for name, files in REPOS.items():
+            hub.add(name, files, type="datasets")
+        ask([both, half], hub, tmp_path)
     for settings in ({}, {"HF_HUB_OFFLINE": "1"}):
         again, shards, other = ask(
-            [both, {"path": "some/shards"}, {"path": "some/parts"}], endpoint, tmp_path, **settings
+            [both, {"path": "some/shards"}, {"path": "some/parts"}], hub, tmp_path, **settings
         )
         assert again == [["1", "2"], ["3"]]
         assert "made of 2 files, but 1 are there" in shards
-        assert "the Hub can't be reached" in other and "\n" not in other
+        assert ("HF_HUB_OFFLINE" if settings else "the Hub can't be reached") in other
+        assert "\n" not in other
 
 
 @pytest.mark.parametrize(

@@ -75,8 +75,12 @@ def write_base(
     tied: bool = True,
     dtype: mx.Dtype = mx.float32,
     bits: int | None = None,
+    mode: str = "affine",
 ) -> Path:
-    """A random model in the layout of the family's files on the Hub; quantised as mlx-lm does."""
+    """A random model in the layout of the family's files on the Hub; quantised as mlx-lm does.
+
+    ``mode`` "mixed" gives the down projections 8 bits instead of ``bits``.
+    """
     folder.mkdir(parents=True)
     size = make_tokenizer(folder)
     config: dict[str, Any] = {
@@ -92,8 +96,7 @@ def write_base(
     model = build({**config, "model_type": in_mlx}, seed=zlib.crc32(family.encode()))
     model.set_dtype(dtype)
     if bits:
-        nn.quantize(model, group_size=32, bits=bits)
-        config["quantization"] = {"group_size": 32, "bits": bits, "mode": "affine"}
+        config["quantization"] = quantize(model, bits, mode)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0]}))
     tensors = {}
@@ -108,6 +111,23 @@ def write_base(
             tensors[name] = value
     mx.save_safetensors(str(folder / "model.safetensors"), tensors, metadata={"format": "pt"})
     return folder
+
+
+def quantize(model: nn.Module, bits: int, mode: str) -> dict[str, Any]:
+    """Quantises a model; what mlx-lm writes into its config.json."""
+    form = {"group_size": 32, "bits": bits, "mode": "affine" if mode == "mixed" else mode}
+    own: dict[str, Any] = {}
+
+    def choose(name: str, module: nn.Module) -> bool | dict[str, Any]:
+        if not hasattr(module, "to_quantized"):
+            return False
+        if mode == "mixed" and name.endswith("down_proj"):
+            own[name] = {**form, "bits": 8}
+            return own[name]
+        return True
+
+    nn.quantize(model, **form, class_predicate=choose)
+    return {**form, **own}
 
 
 def write_run(

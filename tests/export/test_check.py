@@ -99,7 +99,11 @@ def test_a_quantised_base_is_reported_with_its_difference(make):
     other = write_files(folder.parent / "peft", peft_files(source, base))
     mlx, torch = check_export("peft", source, base, other)
     assert mlx.ok and mlx.bound and size(mlx) < 1e-4
-    assert torch.largest is None and "is not on this machine: `hf download" in torch.note
+    assert torch.largest is None and "name that with --base" in torch.note
+    named = replace(base, made_from="owner/name-that-is-not-here")
+    write_files(other, peft_files(source, named))
+    torch = check_export("peft", source, named, other)[1]
+    assert torch.largest is None and "`hf download owner/name-that-is-not-here`" in torch.note
 
 
 def test_mlx_lms_own_layout_is_not_tried_in_transformers(tmp_path):
@@ -146,7 +150,7 @@ def test_a_python_that_is_none_is_a_sentence(make, tmp_path):
         check_export(*arguments, python=str(broken))
 
 
-def test_the_script_runs_offline_and_sees_no_module_of_ours(make, tmp_path):
+def test_the_script_runs_offline_and_sees_no_module_of_ours(make, tmp_path, monkeypatch):
     # A stand-in for Python that records what it was given, and then runs the real one.
     stand_in = tmp_path / "python"
     seen = tmp_path / "seen"
@@ -156,7 +160,8 @@ def test_the_script_runs_offline_and_sees_no_module_of_ours(make, tmp_path):
         f'exec {sys.executable} "$@"\n'
     )
     stand_in.chmod(0o755)
-    check_export(*make("peft"), python=str(stand_in))
+    monkeypatch.chdir(tmp_path)
+    check_export(*make("peft"), python="./python")  # the script runs in another folder
     text = seen.read_text()
     assert "HF_HUB_OFFLINE=1" in text and "None None" in text
     jobs = json.loads(next(line for line in text.splitlines() if line.startswith('{"ids"')))

@@ -82,20 +82,31 @@ def test_a_scale_of_zero_is_the_base_and_a_half_is_between(make, tmp_path, full)
         np.testing.assert_allclose(half[name], (a[name] + one[name]) / 2, atol=1e-6)
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3_moe"])
-def test_a_quantized_base_is_dequantised_and_says_so(make, tmp_path, family):
-    keys = None if family == "qwen2" else QV
-    base, run, source, described = make(family, bits=4, keys=keys)
-    notes = write_fused(source, described, tmp_path / "fused")
+@pytest.mark.parametrize(
+    ("family", "mode", "keys", "layout"),
+    [
+        ("qwen2", "affine", None, "its own"),
+        ("qwen2", "mixed", None, "its own"),
+        ("gemma2", "affine", ["model.embed_tokens", *QV], "its own"),
+        ("llama", "mxfp4", QV, "its own"),
+        ("qwen3_moe", "affine", QV, "mlx-lm's"),  # whose quantised experts are stacked
+        ("qwen3_moe", "mixed", None, "mlx-lm's"),
+    ],
+)
+def test_a_quantized_base_is_dequantised_and_says_so(make, tmp_path, family, mode, keys, layout):
+    base, run, source, described = make(family, bits=4, mode=mode, keys=keys)
+    notes = write_fused(source, described, tmp_path / "fused", dtype="f32")
     assert "quantised to 4 bits" in notes[-1] and "mlx_lm.convert" in notes[-1]
-    assert len(notes) == (1 if family == "qwen2" else 2)  # MLX's quantised experts are stacked
+    assert len(notes) == (1 if layout == "its own" else 2)
     config = json.loads((tmp_path / "fused" / "config.json").read_text())
     assert not {"quantization", "quantization_config"} & config.keys()
     weights = mx.load(str(tmp_path / "fused" / "model.safetensors"))
     assert not any(name.endswith((".scales", ".biases")) for name in weights)
     assert {w.dtype for w in weights.values()} == {mx.float32}
     # The base is dequantised without an error: what is left is the adapter's own arithmetic.
-    assert difference(run_logits(run, base), logits(tmp_path / "fused")) < 1e-4
+    wanted = run_logits(run, base)
+    assert difference(wanted, logits(base)) > 0.1
+    assert difference(wanted, logits(tmp_path / "fused")) < 1e-4
 
 
 def test_a_quantized_base_in_bfloat16_keeps_the_type_of_its_scales(make, tmp_path):
@@ -112,6 +123,8 @@ def test_a_quantized_base_in_bfloat16_keeps_the_type_of_its_scales(make, tmp_pat
 
 def test_stacked_experts_are_fused_in_mlx_lms_layout(make, tmp_path):
     base, run, source, described = make("qwen3_moe", tied=False)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "vision_config": {}}))
     assert any(name.endswith("switch_mlp.up_proj.lora_a") for name in source.weights)
     notes = write_fused(source, described, tmp_path / "fused")
     assert len(notes) == 1 and "not in transformers" in notes[0] and "mlp" in notes[0]
@@ -119,6 +132,7 @@ def test_stacked_experts_are_fused_in_mlx_lms_layout(make, tmp_path):
     assert difference(wanted, logits(base)) > 0.1
     assert difference(wanted, logits(tmp_path / "fused")) < 1e-4
     assert names(base) <= names(tmp_path / "fused")
+    assert json.loads((tmp_path / "fused" / "config.json").read_text()) == config
 
 
 @pytest.mark.parametrize("full", [False, True])

@@ -113,3 +113,9 @@ def test_the_commands_name_the_run_and_can_be_read_by_a_shell(made):
     assert convert[2] == "a model-fused" and convert[-2:] == ["--outtype", "bf16"]
     lora = next(line for line in lines if line[1:2] == ["llama.cpp/convert_lora_to_gguf.py"])
     assert lora[2] == "a model-peft" and lora[lora.index("--base") + 1] == str(made[0])
+
+
+def test_no_command_exports_what_peft_cant_say(tmp_path):
+    base = write_base(tmp_path / "base", "qwen2")
+    source = read_source(write_run(tmp_path / "run", base, keys=["model.embed_tokens"]))
+    assert "peft" not in commands(source, describe_base(source.config))

@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from simko_mlx import checkpoint
 from simko_mlx.export.base import describe_base
@@ -212,13 +213,21 @@ def test_check_says_what_transformers_cant_load(made, python, tmp_path):
     config["architectures"] = ["Model"]
     (tmp_path / "fused" / "modeling_x.py").write_text("raise SystemExit('code was run')")
     (tmp_path / "fused" / "config.json").write_text(json.dumps({**config, "model_type": "unheard"}))
+    # transformers would go on with random weights where it finds none.
+    weights = safetensors.numpy.load_file(folder / "fused" / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    lacking = write_files(tmp_path / "lacking", {})
+    for path in (folder / "fused").glob("*.json"):
+        (lacking / path.name).write_bytes(path.read_bytes())
+    safetensors.numpy.save_file(weights, lacking / "model.safetensors", {"format": "pt"})
     # Nor are pickles read: an adapter of that form is none.
     peft = write_files(tmp_path / "peft", peft_files(source, base))
     (peft / "adapter_model.safetensors").rename(peft / "adapter_model.bin")
-    jobs = [Job(tmp_path / "fused"), Job(folder / "base", peft)]
-    unknown, pickled = ask_torch(jobs, TOKENS, last=4, python=python).results
+    jobs = [Job(tmp_path / "fused"), Job(lacking), Job(folder / "base", peft)]
+    unknown, partial, pickled = ask_torch(jobs, TOKENS, last=4, python=python).results
     assert isinstance(unknown, Failure) and unknown.stage == "model"
     assert "code was run" not in unknown.text
+    assert isinstance(partial, Failure) and partial.text.startswith("missing keys: ")
     assert isinstance(pickled, Failure) and pickled.stage == "adapter"
     assert "pickles are not loaded" in pickled.text
 
