@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "Train a model; without arguments the embedded one.",
     "eval": "Measure pass@k of a run on its held-out problems.",
     "export": "Write the adapter for mlx-lm, for PEFT, or as a whole model.",
+    "push": "Send a run's adapter and model card to the Hugging Face Hub.",
     "probe": "Sample a few problems before a long run: how hard, how long, what to change.",
     "verify": "Score recorded completions, and show what was taken as their answer.",
     "data": "Show a config's problems as the model sees them, and check their answers.",

@@ -21,6 +21,7 @@ from simko_mlx.config import Config, semantic
 from simko_mlx.config_sources import dump
 from simko_mlx.curriculum import Curriculum
 from simko_mlx.evaluate import Evaluation, Prompts
+from simko_mlx.export import at_end
 from simko_mlx.interrupts import Interrupts, Terminated
 from simko_mlx.learner import Learner, Report, random_words
 from simko_mlx.loggers import Fanout, JsonlLogger, Logger, cut_back
@@ -139,7 +140,7 @@ class _Run:
         self.policy = policy
         self.pool = pool
         learner = Learner(policy, config)
-        self.notes = [*dataset.notes, *policy.notes, *learner.notes]
+        self.notes = [*dataset.notes, *policy.notes, *learner.notes, *at_end.notes(config)]
         if config.rollout.top_p < 1 or config.rollout.top_k:
             self.notes.append(RESTRICTED)
         self.train_prompts = self._encode(dataset.train, "training")
@@ -235,6 +236,7 @@ class _Run:
                     self._save()
             raise
         trained = self.evaluations.after(self.state.step, base)
+        at_end.push_at_end(self.config, self.run_dir, self.logger)
         best = self.state.best["step"] if self.state.best else None
         return RunSummary(self.run_dir, self.state.step, base, trained, best)
 

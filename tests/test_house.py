@@ -72,7 +72,7 @@ LAYERS = [
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 PURE = ("simko_mlx.types", "simko_mlx.sandbox", "simko_mlx.verifiers")
 FILE_LINES, FUNCTION_LINES, COMMAND_LINES = 400, 60, 90
-COMMANDS = ("train", "eval", "export", "probe", "verify", "data", "plan", "doctor")
+COMMANDS = ("train", "eval", "export", "push", "probe", "verify", "data", "plan", "doctor")
 
 
 def sources(*folders: str) -> list[Path]:

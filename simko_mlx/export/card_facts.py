@@ -47,8 +47,9 @@ class Facts:
 
     @property
     def mlx_folder(self) -> str:
-        """Where mlx-lm's files are once the repository was downloaded."""
-        return "FOLDER/mlx" if "peft" in self.kinds else "FOLDER"
+        """Where mlx-lm's files are: under mlx/ beside PEFT's, and in a repository always, which
+        PEFT's may be pushed to another time."""
+        return "FOLDER/mlx" if "peft" in self.kinds or self.repo else "FOLDER"
 
     @property
     def base_short(self) -> str:

@@ -140,7 +140,7 @@ def _mlx(facts: Facts) -> list[str]:
     ]
     parts = []
     if facts.repo and "fused" not in facts.kinds:
-        parts.append(block(_download(facts, "mlx/*" if "peft" in facts.kinds else ""), "sh"))
+        parts.append(block(_download(facts, "mlx/*"), "sh"))
     return [*parts, block("\n".join(lines), "python")]
 
 

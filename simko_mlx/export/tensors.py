@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import io
+import json
 from collections.abc import Mapping
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -18,16 +19,25 @@ def to_safetensors(
 ) -> bytes:
     """A safetensors file of float32 arrays, written as ``f32``, ``f16`` or ``bf16``.
 
+    The same arrays always give the same bytes, so that pushing them twice changes nothing: MLX
+    itself writes them in another order in each process, and numpy has no bfloat16.
+
     Raises:
         UserError: a value is too large for the type.
     """
-    tensors = {}
-    for name, value in arrays.items():
-        tensors[name] = mx.array(np.ascontiguousarray(value)).astype(DTYPES[dtype])
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    parts, end = [], 0
+    for name, value in sorted(arrays.items()):
+        cast = mx.array(np.ascontiguousarray(value)).astype(DTYPES[dtype])
         require(
-            dtype == "f32" or bool(mx.all(mx.isfinite(tensors[name])).item()),
+            dtype == "f32" or bool(mx.all(mx.isfinite(cast)).item()),
             f"{name} has values too large for {dtype}: export it with --dtype f32 or bf16.",
         )
-    file = io.BytesIO()
-    mx.save_safetensors(file, tensors, dict(metadata))  # type: ignore[arg-type]
-    return file.getvalue()
+        data = np.array(cast.view(mx.uint16) if dtype == "bf16" else cast).tobytes()
+        offsets = [end, end + len(data)]
+        header[name] = {"dtype": dtype.upper(), "shape": list(value.shape), "data_offsets": offsets}
+        parts.append(data)
+        end += len(data)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join((len(text).to_bytes(8, "little"), text, *parts))
