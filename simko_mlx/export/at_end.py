@@ -37,6 +37,13 @@ def notes(config: Config) -> list[str]:
     return []
 
 
+# Whatever goes wrong in a push, the run that is about to end has gone well.
+_ANYTHING = (
+    *(UserError, HubTrouble, OSError, ValueError, TypeError, AttributeError, LookupError),
+    *(RuntimeError, ArithmeticError, AssertionError, KeyboardInterrupt),
+)
+
+
 def push_at_end(config: Config, run_dir: Path, logger: Logger) -> None:
     """Pushes the last step to ``hub.repo``; a failure is a message with the command to repeat."""
     repo = config.hub.repo
@@ -45,9 +52,10 @@ def push_at_end(config: Config, run_dir: Path, logger: Logger) -> None:
     options = PushOptions(kinds=tuple(config.hub.to), private=config.hub.private)
     try:
         pushed = push(run_dir, repo, options, _Heard(logger))
-    except (UserError, HubTrouble, OSError) as error:
+    except _ANYTHING as error:
         command = retry_command(run_dir, repo, options)
-        logger.message(f"Warning: the run is complete, but was not pushed. {error}")
+        why = str(error) or type(error).__name__
+        logger.message(f"Warning: the run is complete, but was not pushed. {why}")
         logger.message(f"To push it later: {command}")
     else:
         logger.message(f"Pushed to {pushed.url}" if pushed.commit else f"{pushed.url} has it all.")

@@ -13,6 +13,7 @@ from simko_mlx.data import FAMILIES
 from simko_mlx.export.base import Base
 from simko_mlx.export.markdown import code, link, plain
 from simko_mlx.export.measured import Measured, read_measured
+from simko_mlx.export.peft import OTHER_NAMES
 from simko_mlx.export.public import public_config, public_json
 from simko_mlx.export.source import Source
 from simko_mlx.model_files import EMBEDDED
@@ -25,6 +26,7 @@ OBJECTIVES = {
 # Verifiers whose answer is right or wrong by itself; others look at a part of what makes a text
 # good, and a model can learn to please them alone.
 EXACT = ("countdown", "number", "math", "exact", "choice")
+MLX_LAYOUT = "mlx-layout"  # among kinds: the fused model is laid out as only mlx-lm knows it
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,12 @@ class Facts:
     def is_finetune(self) -> bool:
         """Whether whole weights lie beside the card, not an adapter."""
         return "fused" in self.kinds or not self.source.is_lora
+
+    @property
+    def in_transformers(self) -> bool:
+        """Whether transformers can load the files, as far as names of layers tell."""
+        fused = "fused" in self.kinds and MLX_LAYOUT not in self.kinds
+        return "peft" in self.kinds or (fused and self.base.type not in OTHER_NAMES)
 
     @property
     def temperature(self) -> float:

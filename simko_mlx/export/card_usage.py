@@ -8,7 +8,7 @@ import shlex
 from simko_mlx.data import load
 from simko_mlx.export.card_facts import Facts
 from simko_mlx.export.markdown import block, code
-from simko_mlx.export.peft import OTHER_NAMES, peft_base
+from simko_mlx.export.peft import peft_base
 from simko_mlx.model_files import EMBEDDED
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
@@ -21,7 +21,7 @@ def usage(facts: Facts) -> list[str]:
     parts = [_placeholders(facts)]
     if "mlx" in facts.kinds or "fused" in facts.kinds:
         parts += ["### mlx-lm", *_mlx(facts)]
-    if "peft" in facts.kinds or ("fused" in facts.kinds and facts.base.type not in OTHER_NAMES):
+    if facts.in_transformers:
         parts += ["### transformers", *_transformers(facts), "### vLLM", *_vllm(facts)]
     return [part for part in [*parts, "### LM Studio", *_lm_studio(facts)] if part]
 

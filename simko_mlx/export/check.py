@@ -24,7 +24,7 @@ from simko_mlx import data
 from simko_mlx.export.adapted import put_lora_on, put_on
 from simko_mlx.export.base import Base
 from simko_mlx.export.source import Source
-from simko_mlx.export.tensor_files import FLOATS, read_header
+from simko_mlx.export.tensor_files import FLOATS, has_names_of, read_header
 from simko_mlx.export.torch_process import Answers, Failure, Job, ask_torch
 from simko_mlx.kernels.budget import working_memory
 from simko_mlx.model_files import PATTERNS, UNWANTED, context_length, load_files
@@ -206,13 +206,6 @@ class _Comparison:
             t for file in sorted(self.folder.glob("*.safetensors")) for t in read_header(file)[1]
         ]
 
-    @property
-    def as_on_the_hub(self) -> bool:
-        """Whether a fused model has the names of its base's own files."""
-        own = {n for n in self.base.tensors if not n.endswith((".scales", ".biases"))}
-        own.discard("lm_head.weight")
-        return {t.name for t in self.tensors()} - {"lm_head.weight"} == own
-
 
 def _in_torch(
     comparison: _Comparison, prompts: Sequence[Sequence[int]], python: str | None
@@ -221,7 +214,7 @@ def _in_torch(
     dtype = "float32" if comparison.precise else "auto"
     other_base = False
     if comparison.kind == "fused":
-        if not comparison.as_on_the_hub:
+        if not has_names_of(comparison.base, comparison.folder):
             return comparison.not_checked(where, "it is in mlx-lm's own layout")
         job = Job(comparison.folder, dtype=dtype)
     else:

@@ -14,10 +14,12 @@ from simko_mlx import checkpoint
 from simko_mlx.export import peft
 from simko_mlx.export.base import Base, describe_base
 from simko_mlx.export.card import card_files
+from simko_mlx.export.card_facts import MLX_LAYOUT
 from simko_mlx.export.fused import write_fused
 from simko_mlx.export.gguf import commands, find_converter, write_gguf
 from simko_mlx.export.mlx_adapter import mlx_files
 from simko_mlx.export.source import Source, read_source
+from simko_mlx.export.tensor_files import has_names_of
 from simko_mlx.imports import import_function
 from simko_mlx.types import UserError, require
 
@@ -67,12 +69,22 @@ def _write_mlx(source: Source, base: Base, folder: Path, dtype: str | None) -> l
     return []
 
 
+def _write_fused(source: Source, base: Base, folder: Path, dtype: str | None) -> list[str]:
+    notes = write_fused(source, base, folder, dtype)
+    if base.type in peft.OTHER_NAMES:
+        notes.append(
+            f"The layers of {base.type} models have other names in transformers, which can't load "
+            "it; mlx-lm can."
+        )
+    return notes
+
+
 def _write_peft(source: Source, base: Base, folder: Path, dtype: str | None) -> list[str]:
     write(folder, peft.peft_files(source, base, dtype or "f32"))
     return peft.notes(base)
 
 
-EXPORTERS: dict[str, Exporter] = {"mlx": _write_mlx, "peft": _write_peft, "fused": write_fused}
+EXPORTERS: dict[str, Exporter] = {"mlx": _write_mlx, "peft": _write_peft, "fused": _write_fused}
 
 
 def export(run_dir: Path, out: Path, request: Request) -> Exported:
@@ -91,7 +103,9 @@ def export(run_dir: Path, out: Path, request: Request) -> Exported:
     with new_folder(out) as folder:
         notes = exporter(source, base, folder, request.dtype)
         if request.to in EXPORTERS:
-            write(folder, card_files(source, base, (request.to,)))
+            only_mlx = request.to == "fused" and not has_names_of(base, folder)
+            kinds = (request.to, MLX_LAYOUT) if only_mlx else (request.to,)
+            write(folder, card_files(source, base, kinds))
     # What they say of the folder is meant of where it ends up.
     return Exported(out, source, base, [note.replace(str(folder), str(out)) for note in notes])
 

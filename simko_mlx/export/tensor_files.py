@@ -12,6 +12,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from simko_mlx.export.base import Base
+
 SHARD_BYTES = 5 * 10**9  # as transformers and mlx-lm cut them
 CHUNK = 1 << 24
 INDEX = "model.safetensors.index.json"
@@ -46,6 +48,15 @@ class Stored:
         values = np.frombuffer(b"".join(self.chunks()), _PLAIN[self.dtype]).reshape(self.shape)
         array = mx.array(values)
         return array.view(mx.bfloat16) if self.dtype == "BF16" else array
+
+
+def has_names_of(base: Base, folder: Path) -> bool:
+    """Whether a fused model has the tensors of its base's own files, by name: mlx-lm's layout of
+    some families has others, which transformers doesn't know."""
+    own = {name for name in base.tensors if not name.endswith((".scales", ".biases"))}
+    files = sorted(folder.glob("*.safetensors"))
+    found = {tensor.name for file in files for tensor in read_header(file)[1]}
+    return found - {"lm_head.weight"} == own - {"lm_head.weight"}  # a tied head may have a copy
 
 
 @dataclass(frozen=True)
