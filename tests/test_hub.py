@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.hub_api import OTHER_TOKEN, TOKEN, sha256
 from tests.hub_client import ROOT, data, environment, fetched, refused, simko, train
-from tests.hub_server import OTHER_TOKEN, TOKEN, Hub, sha256
+from tests.hub_server import Hub
 from tests.malformed import pack, tensor
 from tests.models import make_model
 
