@@ -113,6 +113,7 @@ def test_what_the_hub_refuses_is_told_in_a_sentence(hub, files, tmp_path):
     refused(simko(hub, tmp_path, data(f"model={MODEL}"), token="hf_x")[0], "token", "hf auth login")
 
 
+@pytest.mark.slow
 def test_a_passing_failure_of_the_hub_does_not_keep_from_a_model_that_is_there(hub, tmp_path):
     line = data(f"model={MODEL}")
     assert simko(hub, tmp_path, line)[0].returncode == 0
@@ -135,6 +136,7 @@ print(totals[0])
 """
 
 
+@pytest.mark.slow
 def test_a_connection_that_breaks_half_way_goes_on_where_it_stopped(hub, files, tmp_path):
     size = 24_000_000  # the client writes pieces of 10 MB
     large = pack({"t": tensor("U8", [size], [0, size])}, bytes(size))
@@ -155,6 +157,7 @@ def test_a_connection_that_breaks_half_way_goes_on_where_it_stopped(hub, files, 
     assert ranges[0] is None and ranges[1] == "bytes=10485760-"
 
 
+@pytest.mark.slow
 def test_a_connection_that_stays_broken_is_told_and_what_came_is_kept(hub, files, tmp_path):
     hub.fail("GET /cdn/", drop="action", times=99)
     line = train(tmp_path / "run", f"model={MODEL}")
@@ -168,6 +171,7 @@ def test_a_connection_that_stays_broken_is_told_and_what_came_is_kept(hub, files
     assert again == {"model.safetensors"}
 
 
+@pytest.mark.slow
 def test_without_a_connection(hub, tmp_path):
     home, port, offline = (
         tmp_path / "home",
@@ -236,6 +240,7 @@ def test_ctrl_c_ends_a_file_with_its_next_piece(hub, tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".incomplete")]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_download_that_stands_still(hub, tmp_path):
     hub.fail("GET /cdn/", hang=60)
     args = [sys.executable, "-m", "cli", "train", "--model", MODEL, "--output-dir",
