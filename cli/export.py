@@ -19,7 +19,9 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--step", metavar="N|best|last", callback=ui.step_option, default="last", help="Checkpoint."
 )
-@click.option("--scale", metavar="W", type=float, default=1.0, help="Times the adapter's effect.")
+@click.option(
+    "--scale", metavar="W", type=float, default=1.0, help="Multiplies the adapter's effect."
+)
 @click.option("--dtype", type=click.Choice(["bf16", "f16", "f32"]), help="Type of the weights.")
 @click.option("--base", metavar="MODEL", help="peft: the original of a quantised base.")
 @click.option("--check", is_flag=True, help="Load the export again and compare its logits.")

@@ -9,7 +9,7 @@ from typing import Any
 
 from simko_mlx.config import Config
 from simko_mlx.export.source import hub_id
-from simko_mlx.model_files import EMBEDDED, find_model
+from simko_mlx.model_files import find_model
 from simko_mlx.weights_file import check_safetensors
 
 
@@ -27,8 +27,8 @@ class Base:
     """A base model's files.
 
     ``hub_id`` and ``revision`` (a commit) where it came from the Hub; ``tensors`` its own weight
-    index; ``quantization`` as its config.json has it; ``licence`` and ``made_from`` (the model that
-    it was made from) as its README.md says.
+    index; ``quantization`` as its config.json has it; ``licence`` (with a name and a link where
+    it is "other") and ``made_from`` (the model that it was made from) as its README.md says.
     """
 
     name: str
@@ -39,6 +39,8 @@ class Base:
     config: dict[str, Any]
     licence: str | None
     made_from: str | None
+    licence_name: str | None = None
+    licence_link: str | None = None
 
     @property
     def type(self) -> str:
@@ -80,6 +82,8 @@ def describe_base(config: Config) -> Base:
     card = _card(path)
     made_from = card.get("base_model")
     made_from = made_from[0] if isinstance(made_from, list) and made_from else made_from
+    licences = card.get("license")
+    licences = ", ".join(map(str, licences)) if isinstance(licences, list) else licences
     return Base(
         name=config.model,
         path=path,
@@ -87,7 +91,9 @@ def describe_base(config: Config) -> Base:
         revision=snapshot if model else None,
         tensors=_index(path),
         config=json.loads((path / "config.json").read_bytes()),
-        licence="mit" if path == EMBEDDED else _text(card.get("license")),
+        licence=_text(licences),
+        licence_name=_text(card.get("license_name")),
+        licence_link=_text(card.get("license_link")),
         made_from=_text(made_from),
     )
 

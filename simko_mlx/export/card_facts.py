@@ -99,6 +99,13 @@ class Facts:
         return f"{self.base_short}-{self.objective.lower()}"
 
     @property
+    def effect(self) -> str:
+        """What the scale multiplies."""
+        if self.source.is_lora:
+            return "the adapter's effect"
+        return "the change of the weights by training"
+
+    @property
     def is_finetune(self) -> bool:
         """Whether whole weights lie beside the card, not an adapter."""
         return "fused" in self.kinds or not self.source.is_lora
@@ -123,7 +130,12 @@ class Facts:
     def uses_chat(self) -> bool:
         """Whether prompts went through the tokenizer's chat template."""
         chat = self.config.prompt.chat
-        return chat == "always" or (chat == "auto" and _has_chat_template(self.base))
+        return chat == "always" or (chat == "auto" and bool(self.chat_template))
+
+    @cached_property
+    def chat_template(self) -> str:
+        """That of the tokenizer, empty where there is none; several stand as one text."""
+        return _chat_template(self.base)
 
     @property
     def task(self) -> str:
@@ -192,12 +204,15 @@ def gather(source: Source, base: Base, kinds: tuple[str, ...], repo: str | None)
     )
 
 
-def _has_chat_template(base: Base) -> bool:
-    """Whether the files of the tokenizer bring one."""
-    if any((base.path / f"chat_template.{ext}").is_file() for ext in ("jinja", "json")):
-        return True
+def _chat_template(base: Base) -> str:
+    for path in (base.path / f"chat_template.{ext}" for ext in ("jinja", "json")):
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            continue
     try:
         settings = json.loads((base.path / "tokenizer_config.json").read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(settings, dict) and bool(settings.get("chat_template"))
+        template = settings.get("chat_template")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return template if isinstance(template, str) else json.dumps(template) if template else ""

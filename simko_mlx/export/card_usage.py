@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from datetime import date
 
 from simko_mlx.data import load
 from simko_mlx.export.card_facts import Facts
@@ -33,8 +34,8 @@ def prompt_format(facts: Facts) -> list[str]:
     if facts.uses_chat:
         thinking = "on" if prompt.thinking else "off"
         told.append(f"- the tokenizer's chat template, thinking {thinking} (`enable_thinking`)")
-        if prompt.date:
-            told.append(f"- date, where the template has one: {code(prompt.date)}")
+        if prompt.date and _has_date(facts):
+            told.append(f"- the date that the template inserts: {code(prompt.date)}")
     else:
         told.append("- plain text without a chat template, which the model continues")
     if prompt.few_shot:
@@ -103,8 +104,23 @@ def _literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _thinking(facts: Facts) -> str:
-    return str(facts.config.prompt.thinking)
+def _has_date(facts: Facts) -> bool:
+    return any(name in facts.chat_template for name in ("date_string", "strftime_now"))
+
+
+def _chat_arguments(facts: Facts) -> dict[str, object]:
+    """What the run gives to the chat template."""
+    prompt = facts.config.prompt
+    given: dict[str, object] = {}
+    if prompt.date and "date_string" in facts.chat_template:
+        given["date_string"] = date.fromisoformat(prompt.date).strftime("%d %b %Y")
+    return {"enable_thinking": prompt.thinking, **given}
+
+
+def _chat_call(facts: Facts, more: str = "") -> str:
+    given = [f"{name}={value!r}" for name, value in _chat_arguments(facts).items()]
+    arguments = ", ".join(["messages", "add_generation_prompt=True", *given])
+    return f"tokenizer.apply_chat_template({arguments}{more})"
 
 
 def _limit(facts: Facts) -> int:
@@ -121,6 +137,8 @@ def _mlx(facts: Facts) -> list[str]:
         model, adapter = facts.place, ""
     else:
         model, adapter = facts.model, f', adapter_path="{facts.mlx_folder}"'
+        if facts.base.revision:
+            adapter += f', revision="{facts.base.revision}"'
     lines = [
         "from mlx_lm import generate, load",
         "from mlx_lm.sample_utils import make_sampler",
@@ -129,10 +147,7 @@ def _mlx(facts: Facts) -> list[str]:
         *_messages(facts),
     ]
     if facts.uses_chat:
-        lines.append(
-            "prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, "
-            f"enable_thinking={_thinking(facts)})"
-        )
+        lines.append(f"prompt = {_chat_call(facts)}")
     temperature = repr(facts.temperature)
     lines += [
         f"sampler = make_sampler(temp={temperature})",
@@ -161,15 +176,14 @@ def _transformers(facts: Facts) -> list[str]:
     lines += _messages(facts)
     if facts.uses_chat:
         lines.append(
-            "inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, "
-            f'enable_thinking={_thinking(facts)}, return_dict=True, return_tensors="pt")'
+            f"inputs = {_chat_call(facts, ', return_dict=True, return_tensors=' + _literal('pt'))}"
         )
     else:
         lines.append('inputs = tokenizer(prompt, return_tensors="pt")')
     temperature = repr(facts.temperature)
-    lines += [
+    lines += [  # all of it, since the model's own generation_config.json may say otherwise
         f"output = model.generate(**inputs, max_new_tokens={_limit(facts)}, do_sample=True, "
-        f"temperature={temperature}, top_k=0, top_p=1.0)",
+        f"temperature={temperature}, top_k=0, top_p=1.0, repetition_penalty=1.0)",
         "answer = output[0, inputs['input_ids'].shape[1] :]",
         "print(tokenizer.decode(answer, skip_special_tokens=True))",
     ]
@@ -208,11 +222,12 @@ def _vllm(facts: Facts) -> list[str]:
     if facts.uses_chat:
         system = [] if prompt.system is None else [{"role": "system", "content": prompt.system}]
         body["messages"] = [*system, {"role": "user", "content": text}]
-        body["chat_template_kwargs"] = {"enable_thinking": prompt.thinking}
+        body["chat_template_kwargs"] = _chat_arguments(facts)
     else:
         body["prompt"] = text if prompt.system is None else f"{prompt.system}\n\n{text}"
     body |= {"max_tokens": _limit(facts), "temperature": facts.temperature}
-    body |= {"top_p": 1.0, "top_k": -1}  # vLLM would take the model's own defaults
+    # vLLM would take the model's own defaults.
+    body |= {"top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0}
     way = "chat/completions" if facts.uses_chat else "completions"
     ask = (
         f"curl http://localhost:8000/v1/{way} -H 'Content-Type: application/json' "
@@ -228,7 +243,8 @@ def _lm_studio(facts: Facts) -> list[str]:
         return [f"Put the files into a folder {folder}{download}, and load it there."]
     told = "LM Studio loads whole models, no adapters"
     if "mlx" not in facts.kinds:
-        export = f"simko-mlx export RUN --step {facts.source.step} --to fused --out FUSED"
+        scale = f" --scale {facts.source.scale!r}" if facts.source.scale != 1 else ""
+        export = f"simko-mlx export RUN --step {facts.source.step}{scale} --to fused --out FUSED"
         return [f"{told}: where the run is, `{export}` makes one; put it into a folder {folder}."]
     dequantize = " --dequantize" if facts.base.quantization is not None else ""
     fuse = (

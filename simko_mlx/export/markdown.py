@@ -58,5 +58,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool =
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
+def listed(parts: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join(part for part in (", ".join(parts[:-1]), *parts[-1:]) if part)
+
+
 def link(text: str, url: str) -> str:
     return f"[{plain(text)}]({quote(url, safe='/:?=&#%')})"
