@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from simko_mlx.config import Config
@@ -16,6 +16,7 @@ from simko_mlx.export.measured import Measured, read_measured
 from simko_mlx.export.peft import OTHER_NAMES
 from simko_mlx.export.public import public_config, public_json
 from simko_mlx.export.source import Source
+from simko_mlx.hub import looks_like_id
 from simko_mlx.model_files import EMBEDDED
 from simko_mlx.verifiers import family as verifier_family
 
@@ -104,6 +105,13 @@ class Facts:
         if self.source.is_lora:
             return "the adapter's effect"
         return "the change of the weights by training"
+
+    @property
+    def start_id(self) -> str | None:
+        """The Hub's id of the adapter that the run started from."""
+        name = self.source.config.policy.adapter_path
+        on_hub = name is not None and looks_like_id(name) and not Path(name).exists()
+        return name if on_hub else None
 
     @property
     def is_finetune(self) -> bool:

@@ -131,12 +131,12 @@ def _trained(facts: Facts) -> list[str]:
                     f"{source.step:,}.")  # fmt: skip
     if config.policy.adapter_path:
         path = config.policy.adapter_path
-        name = PurePath(path).name if path.startswith("~") else path
+        name = code(PurePath(path).name if path.startswith("~") else path)
+        if facts.start_id:
+            name = link(facts.start_id, f"https://huggingface.co/{facts.start_id}")
         at = config.policy.adapter_revision
         revision = f" at revision {code(at)}" if at else ""
-        told.append(
-            f"Training started from the adapter {code(name)}{revision}, not from the base alone."
-        )
+        told.append(f"Training started from the adapter {name}{revision}, not from the base alone.")
     if not source.is_lora:
         return [*told, "All weights of the model were trained.", *_scaled(facts)]
     lora = source.settings.get("lora_parameters") or {}
@@ -306,7 +306,7 @@ def _local_files(facts: Facts) -> Sequence[str]:
     config = facts.config
     values = {
         "model": facts.base.hub_id is None and config.model != "embedded",
-        "policy.adapter_path": config.policy.adapter_path,
+        "policy.adapter_path": config.policy.adapter_path and not facts.start_id,
         "prompt.few_shot_path": config.prompt.few_shot_path,
         "data.path": config.data.path and config.data.source != "hf",
         "data.eval_path": config.data.eval_path,
