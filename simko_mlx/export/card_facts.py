@@ -125,6 +125,13 @@ class Facts:
         return "peft" in self.kinds or (fused and self.base.type not in OTHER_NAMES)
 
     @property
+    def held_out(self) -> bool:
+        """Whether there are problems that the run did not train on."""
+        data = self.config.data
+        split = data.eval_split is not None and data.source == "hf"
+        return split or data.eval_path is not None or data.heldout > 0
+
+    @property
     def temperature(self) -> float:
         """That of the figures."""
         trained = self.measured.trained

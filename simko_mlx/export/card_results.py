@@ -16,6 +16,8 @@ MOST_GROUPS = 24  # rows of the table by group
 def results(facts: Facts) -> list[str]:
     """Paragraphs of the section, without pictures."""
     trained = facts.measured.trained
+    if trained is None and not facts.held_out:
+        return ["Not measured: the run held no problems out."]
     if trained is None:
         return [
             "Not measured: this checkpoint has no evaluation on held-out problems. Where the run "

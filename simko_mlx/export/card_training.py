@@ -12,7 +12,7 @@ from simko_mlx.config import leaves
 from simko_mlx.data import SOURCES
 from simko_mlx.export.card_facts import Facts
 from simko_mlx.export.card_results import eval_command
-from simko_mlx.export.markdown import code, link, listed, plain, table
+from simko_mlx.export.markdown import block, code, link, listed, plain, table
 
 SIMKO_ONLY = ("alpha", "simko_k", "entropy_quantile", "rank1_penalty")
 VERSIONS = ("simko-mlx", "mlx", "mlx-lm", "transformers", "numpy", "python")
@@ -78,7 +78,7 @@ def _held_out(facts: Facts) -> str:
         return f"Held out: split {code(data.eval_split)}."
     if data.eval_path is not None:
         return f"Held out: the file {code(PurePath(data.eval_path).name)}."
-    if data.heldout == 0:
+    if not facts.held_out:
         return "Nothing was held out."
     if data.source not in SOURCES:
         return f"Held out: up to {data.heldout:,} problems, as the source divides them."
@@ -282,11 +282,15 @@ def reproduction(facts: Facts) -> list[str]:
     steps = f" --steps {facts.source.step}" if facts.source.step != config.steps else ""
     versions = [f"{v} {facts.env(v)}" for v in ("simko-mlx", "mlx", "mlx-lm") if facts.env(v)]
     needed = f"With {', '.join(versions)}:" if versions else "With simko-mlx:"
-    commands = f"```sh\nsimko-mlx train -c training/config.yaml{steps}\n{eval_command(facts)}\n```"
-    told = [
-        f"`RUN` is the folder that the first command prints. The seed is {config.seed}; other "
-        "machines and versions round differently, and soon sample other tokens."
-    ]
+    commands = [f"simko-mlx train -c training/config.yaml{steps}"]
+    told = []
+    if facts.held_out:
+        commands.append(eval_command(facts))
+        told.append("`RUN` is the folder that the first command prints.")
+    told.append(
+        f"The seed is {config.seed}; other machines and versions round differently, and soon "
+        "sample other tokens."
+    )
     yours = [f"`{key}`" for key in _local_files(facts)]
     if yours:
         told.append(f"Name your own copies of the files in {', '.join(yours)} first.")
@@ -295,7 +299,7 @@ def reproduction(facts: Facts) -> list[str]:
     if facts.own_code:
         names = ", ".join(code(name) for name in facts.own_code)
         told.append(f"The run used code of its author's that is not here: {names}.")
-    return [needed, commands, " ".join(told)]
+    return [needed, block("\n".join(commands), "sh"), " ".join(told)]
 
 
 def _options_of(facts: Facts) -> list[Any]:

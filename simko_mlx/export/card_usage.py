@@ -30,7 +30,9 @@ def usage(facts: Facts) -> list[str]:
 def prompt_format(facts: Facts) -> list[str]:
     """What the model was asked like; without it the figures don't hold."""
     prompt = facts.config.prompt
-    told = ["The figures hold for prompts in the form that the run trained with:", ""]
+    told = ["The run trained with prompts of this form:", ""]
+    if facts.measured.trained is not None:
+        told[0] = "The figures hold for prompts in the form that the run trained with:"
     if facts.uses_chat:
         thinking = "on" if prompt.thinking else "off"
         told.append(f"- the tokenizer's chat template, thinking {thinking} (`enable_thinking`)")

@@ -444,6 +444,15 @@ def test_the_code_asks_as_the_run_did(trained, tmp_path):
     assert "- the date that the template inserts: `2026-01-31`" in text
 
 
+def test_a_run_that_held_nothing_out(again):
+    for path in (again / "evaluations").iterdir():
+        path.unlink()
+    source = changed(read_source(again), data__heldout=0)
+    text = text_of(make(source))
+    assert "Not measured: the run held no problems out." in text and "eval RUN" not in text
+    assert "Nothing was held out." in text and "The figures" not in text
+
+
 def test_a_base_measured_beside_another_checkpoint_counts(again):
     for name in ("base.json", "step-4.json"):
         (again / "evaluations" / name).unlink()
