@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from datetime import date
 
 from simko_mlx.data import load
 from simko_mlx.export.card_facts import Facts
-from simko_mlx.export.markdown import block, code
+from simko_mlx.export.markdown import block, code, literal
 from simko_mlx.export.peft import peft_base
 from simko_mlx.model_files import EMBEDDED
 
@@ -96,14 +95,10 @@ def _messages(facts: Facts) -> list[str]:
     if facts.uses_chat:
         lines = ["messages = ["]
         if prompt.system is not None:
-            lines.append(f'    {{"role": "system", "content": {_literal(prompt.system)}}},')
-        return [*lines, f'    {{"role": "user", "content": {_literal(text)}}},', "]"]
+            lines.append(f'    {{"role": "system", "content": {literal(prompt.system)}}},')
+        return [*lines, f'    {{"role": "user", "content": {literal(text)}}},', "]"]
     whole = text if prompt.system is None else f"{prompt.system}\n\n{text}"
-    return [f"prompt = {_literal(whole)}"]
-
-
-def _literal(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    return [f"prompt = {literal(whole)}"]
 
 
 def _has_date(facts: Facts) -> bool:
@@ -145,7 +140,7 @@ def _mlx(facts: Facts) -> list[str]:
         "from mlx_lm import generate, load",
         "from mlx_lm.sample_utils import make_sampler",
         "",
-        f"model, tokenizer = load({_literal(model)}{adapter})",
+        f"model, tokenizer = load({literal(model)}{adapter})",
         *_messages(facts),
     ]
     if facts.uses_chat:
@@ -170,15 +165,15 @@ def _transformers(facts: Facts) -> list[str]:
     if not fused:
         lines.insert(0, "from peft import PeftModel")
     lines += [
-        f"tokenizer = AutoTokenizer.from_pretrained({_literal(model)}{revision})",
-        f'model = AutoModelForCausalLM.from_pretrained({_literal(model)}{revision}, dtype="auto")',
+        f"tokenizer = AutoTokenizer.from_pretrained({literal(model)}{revision})",
+        f'model = AutoModelForCausalLM.from_pretrained({literal(model)}{revision}, dtype="auto")',
     ]
     if not fused:
-        lines.append(f"model = PeftModel.from_pretrained(model, {_literal(facts.place)})")
+        lines.append(f"model = PeftModel.from_pretrained(model, {literal(facts.place)})")
     lines += _messages(facts)
     if facts.uses_chat:
         lines.append(
-            f"inputs = {_chat_call(facts, ', return_dict=True, return_tensors=' + _literal('pt'))}"
+            f"inputs = {_chat_call(facts, ', return_dict=True, return_tensors=' + literal('pt'))}"
         )
     else:
         lines.append('inputs = tokenizer(prompt, return_tensors="pt")')
@@ -233,9 +228,9 @@ def _vllm(facts: Facts) -> list[str]:
     way = "chat/completions" if facts.uses_chat else "completions"
     ask = (
         f"curl http://localhost:8000/v1/{way} -H 'Content-Type: application/json' "
-        f"-d {shlex.quote(json.dumps(body, ensure_ascii=False))}"
+        f"-d {shlex.quote(literal(body))}"
     )
-    return [block(f"{serve}\n{ask}", "sh")]
+    return [block(f"{serve}\n# and in another terminal\n{ask}", "sh")]
 
 
 def _lm_studio(facts: Facts) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import re
@@ -9,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import pytest
 import yaml
@@ -565,5 +566,12 @@ def test_text_of_others_stays_text(again, tmp_path):
         for table in tables:
             cells = {len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}
             assert len(cells) == 1, table
-        for code in re.findall(r"^(`{3,})python\n(.*?)\n\1$", text, re.M | re.S):
-            compile(code[1], "card", "exec")
+        for _, code in re.findall(r"^(`{3,})python\n(.*?)\n\1$", text, re.M | re.S):
+            asked = next(node for node in ast.parse(code).body if _assigns(node, "messages"))
+            system, user = ast.literal_eval(asked.value)
+            assert system["content"] == HOSTILE  # to the letter, whatever is in it
+            assert user["content"] == f"{HOSTILE}YOUR QUESTION'\""
+
+
+def _assigns(node: ast.stmt, name: str) -> TypeGuard[ast.Assign]:
+    return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name
