@@ -36,10 +36,10 @@ def command(run: Path, to: str, out: Path, check: bool, **options: Any) -> int:
     from . import export_tables, progress
 
     with ui.user_errors():
+        _check_options(to, check, options)
         from simko_mlx.config_sources import from_run
 
         from_run(run / "config.yaml")  # a wrong path is told before anything large is imported
-        _check_options(to, check, options)
         from simko_mlx.export.check import check_export
         from simko_mlx.export.folder import NoConverter, Request, export
 
