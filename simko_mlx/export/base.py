@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def describe_base(config: Config) -> Base:
     snapshot = path.name if path.parent.name == "snapshots" else None
     card = _card(path)
     made_from = card.get("base_model")
-    made_from = made_from[0] if isinstance(made_from, list) and made_from else made_from
+    made_from = _text(made_from[0] if isinstance(made_from, list) and made_from else made_from)
     licences = card.get("license")
     licences = ", ".join(map(str, licences)) if isinstance(licences, list) else licences
     return Base(
@@ -94,8 +95,14 @@ def describe_base(config: Config) -> Base:
         licence=_text(licences),
         licence_name=_text(card.get("license_name")),
         licence_link=_text(card.get("license_link")),
-        made_from=_text(made_from),
+        # Of a model that was converted from a folder, mlx-lm names that folder, of another machine.
+        made_from=made_from if made_from and is_id(made_from) else None,
     )
+
+
+def is_id(name: str) -> bool:
+    """Whether a name can be that of a model on the Hub, and is no folder's path."""
+    return re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) is not None
 
 
 def _text(value: Any) -> str | None:

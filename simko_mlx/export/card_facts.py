@@ -10,7 +10,7 @@ from typing import Any
 
 from simko_mlx.config import Config
 from simko_mlx.data import FAMILIES
-from simko_mlx.export.base import Base
+from simko_mlx.export.base import Base, is_id
 from simko_mlx.export.markdown import code, link, plain
 from simko_mlx.export.measured import Measured, read_measured
 from simko_mlx.export.peft import OTHER_NAMES
@@ -105,6 +105,12 @@ class Facts:
         if self.source.is_lora:
             return "the adapter's effect"
         return "the change of the weights by training"
+
+    @property
+    def original_id(self) -> str | None:
+        """The Hub's id of what a quantised base was made from."""
+        name = self.base.made_from
+        return name if name and is_id(name) and not Path(name).exists() else None
 
     @property
     def start_id(self) -> str | None:

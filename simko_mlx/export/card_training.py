@@ -229,8 +229,8 @@ def limits(facts: Facts) -> list[str]:
             told.append(
                 "The held-out problems come from the same source as those that were trained on."
             )
-    if facts.measured.best is not None and facts.source.step != config.steps:
-        best = facts.measured.best
+    best = facts.measured.best
+    if trained is not None and best is not None and facts.source.step != config.steps:
         told.append(
             f"This checkpoint was the best of the run's small evaluations ({plain(best['metric'])} "
             f"on {best['problems']} problems), which are among the held-out ones: the figures "
@@ -327,8 +327,11 @@ def base_remark(facts: Facts) -> str:
     if base.quantization is not None:
         bits = base.quantization.get("bits")
         made = "whose original its card does not name"
-        if base.made_from:
-            made = f"made from {link(base.made_from, f'https://huggingface.co/{base.made_from}')}"
+        if facts.original_id:
+            address = f"https://huggingface.co/{facts.original_id}"
+            made = f"made from {link(facts.original_id, address)}"
+        elif base.made_from:
+            made = f"made from {code(PurePath(base.made_from).name)}"
         told.append(f"It is a model of {bits} bits, {made}.")
         if "fused" in facts.kinds:
             told.append("These files hold its weights dequantised.")

@@ -8,11 +8,11 @@ from datetime import date
 from simko_mlx.data import load
 from simko_mlx.export.card_facts import Facts
 from simko_mlx.export.markdown import block, code, literal
-from simko_mlx.export.peft import peft_base
 from simko_mlx.model_files import EMBEDDED
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
 QUESTION = "YOUR QUESTION"
+ORIGINAL = "ORIGINAL"  # in commands, for what a quantised base was made from
 SHOWN = ("countdown", "instructions")  # problem sources that are made offline, of nobody's data
 
 
@@ -85,6 +85,8 @@ def _placeholders(facts: Facts) -> str:
                 f"`MODEL` is the folder of the base model, {code(facts.base_short)}, which is not "
                 "on the Hub under a name that the run knew."
             )
+    if facts.in_transformers and "fused" not in facts.kinds and _peft_model(facts) == ORIGINAL:
+        told.append(f"`{ORIGINAL}` is the model in full precision that the base was made from.")
     return " ".join(told)
 
 
@@ -198,7 +200,7 @@ def _transformers(facts: Facts) -> list[str]:
 def _peft_model(facts: Facts) -> str:
     """The base model in commands of transformers and vLLM."""
     quantised = facts.base.quantization is not None
-    return peft_base(facts.base) if quantised and facts.base.made_from else facts.model
+    return facts.original_id or ORIGINAL if quantised else facts.model
 
 
 def _vllm(facts: Facts) -> list[str]:

@@ -389,10 +389,12 @@ def test_combined_verifiers_own_functions_and_restricted_sampling(trained):
 def test_the_best_of_several_checkpoints_is_called_that(again):
     state = json.loads((again / "checkpoints/step-000002/state.json").read_bytes())
     assert state["best"]["step"] == 2  # its small evaluation was the first
+    assert "the best of the run's small evaluations" not in text_of(make(read_source(again, 2)))
+    keep(again, evaluation("step 2", [1, 2, 3]), step=2)
     assert "the best of the run's small evaluations" in text_of(make(read_source(again, 2)))
 
 
-def test_a_quantised_base_names_its_original(trained):
+def test_a_quantised_base_names_its_original(trained, tmp_path):
     config = {"quantization": {"bits": 4, "group_size": 64}}
     base = {"hub_id": "owner/base-4bit", "made_from": "owner/base", "config": config}
     text = text_of(make(read_source(trained), repo="me/mine", **base))
@@ -400,9 +402,20 @@ def test_a_quantised_base_names_its_original(trained):
     assert 'AutoModelForCausalLM.from_pretrained("owner/base", dtype="auto")' in text
     assert 'load("owner/base-4bit", adapter_path="FOLDER/mlx")' in text
     assert "--dequantize" in text and "do not hold exactly" in text
+    base["made_from"] = str(tmp_path / "converted")
+    local = text_of(make(read_source(trained), "peft", **base))
+    assert str(tmp_path) not in local and "made from `converted`." in local
+    assert 'from_pretrained("ORIGINAL"' in local and "`ORIGINAL` is the model" in local
     fused = text_of(make(read_source(trained), "fused", **base))
     assert "These files hold its weights dequantised." in fused
     assert "not with these merged weights" in fused and "merged weights" not in text
+
+
+def test_a_folder_of_another_machine_is_no_original(tmp_path):
+    shutil.copytree(EMBEDDED, tmp_path / "model")
+    for name, known in (("/Users/ann/llama", None), ("~/llama", None), ("a/b.c", "a/b.c")):
+        (tmp_path / "model/README.md").write_text(f"---\nbase_model: {name}\n---\n")
+        assert describe_base(small_config(model=str(tmp_path / "model"))).made_from == known
 
 
 @pytest.mark.parametrize(
