@@ -13,6 +13,7 @@ from simko_mlx.data import SOURCES
 from simko_mlx.export.card_facts import Facts
 from simko_mlx.export.card_results import eval_command
 from simko_mlx.export.markdown import code, link, plain, table
+from simko_mlx.hub import looks_like_id
 
 SIMKO_ONLY = ("alpha", "simko_k", "entropy_quantile", "rank1_penalty")
 VERSIONS = ("simko-mlx", "mlx", "mlx-lm", "transformers", "numpy", "python")
@@ -310,7 +311,7 @@ def base_remark(facts: Facts) -> str:
     if base.quantization is not None:
         bits = base.quantization.get("bits")
         made = "whose original its card does not name"
-        if base.made_from:
+        if base.made_from and looks_like_id(base.made_from):
             made = f"made from {link(base.made_from, f'https://huggingface.co/{base.made_from}')}"
         told.append(f"It is a model of {bits} bits, {made}.")
     return " ".join(told)
