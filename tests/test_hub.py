@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.hub_api import OTHER_TOKEN, TOKEN, sha256
 from tests.hub_client import ROOT, data, environment, fetched, refused, simko, train
@@ -322,6 +324,8 @@ def test_adapters_of_the_hub(hub, tmp_path):
         assert done.returncode == 0, done.stderr
         first = tmp_path / name.replace("/", "-") / "checkpoints" / "step-000000"
         assert (first / "adapters.safetensors").read_bytes() == made["adapters.safetensors"]
+        config = yaml.safe_load((tmp_path / name.replace("/", "-") / "config.yaml").read_text())
+        assert re.fullmatch("[0-9a-f]{40}", config["policy"]["adapter_revision"])
     assert "adapter_model.safetensors" not in fetched(hub)
     # A run that is resumed has its own adapter.
     again = ["train", "--resume", str(tmp_path / "me-root"), "--set", "steps=2", "--plain"]
