@@ -42,15 +42,19 @@ def command(run: Path, to: str, out: Path, check: bool, **options: Any) -> int:
         from_run(run / "config.yaml")  # a wrong path is told before anything large is imported
         from simko_mlx.export.check import check_export
         from simko_mlx.export.folder import NoConverter, Request, export
+        from simko_mlx.interrupts import Interrupts, Terminated
 
         made_from = options.pop("base")
         with progress.view() as view:
             try:
-                done = export(run, out, Request(to, made_from=made_from, **options))
+                with Interrupts():
+                    done = export(run, out, Request(to, made_from=made_from, **options))
             except NoConverter as error:
                 click.echo(export_tables.NO_CONVERTER, err=True)
                 click.echo(str(error), nl=False)
                 return 1
+            except Terminated:  # what was half done is gone again
+                return ui.TERMINATED
             view.close()
             export_tables.show_export(done, to)
             if not check:

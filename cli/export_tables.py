@@ -59,7 +59,8 @@ def show_differences(found: Sequence[Difference]) -> None:
     table.add_column("")
     for one in found:
         largest = "not checked" if one.largest is None else f"{one.largest:.1e}"
-        verdict = "" if one.largest is None or one.bound is None else "ok" if one.ok else "WRONG"
+        judged = one.largest is not None and one.bound is not None
+        verdict = "WRONG" if not one.ok else "ok" if judged else ""
         remark = "; ".join(filter(None, [verdict, ui.clean(one.note)]))
         table.add_row(one.where, largest, f"{one.logits_largest:.1f}", remark)
     console = ui.console()

@@ -10,7 +10,9 @@ from typing import Any
 
 from simko_mlx.config import Config
 from simko_mlx.export.source import hub_id
+from simko_mlx.hub import looks_like_id
 from simko_mlx.model_files import find_model
+from simko_mlx.types import require
 from simko_mlx.weights_file import check_safetensors
 
 
@@ -75,8 +77,14 @@ def describe_base(config: Config) -> Base:
     """Looks at the base model of a run, downloading it if need be; no weight is loaded.
 
     Raises:
-        UserError: as ``find_model``.
+        UserError: it is not where it was, or as ``find_model``.
     """
+    name = config.model
+    require(
+        name == "embedded" or Path(name).expanduser().exists() or looks_like_id(name),
+        f"The run's base model {name!r} is not there (a relative path is meant from where the run "
+        "was started): put it back, or correct model in the run's config.yaml.",
+    )
     path = find_model(config.model, config.model_revision)
     model = hub_id(config)
     snapshot = path.name if path.parent.name == "snapshots" else None

@@ -16,18 +16,24 @@ ALLOWED = (
 )
 # Of weights, or of what the folder no longer is.
 REFUSED = ("*.index.json", "config.json", "adapter_config.json", "hf_quant_config.json")
+TOKENIZER = frozenset({
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt",
+    "merges.txt", "chat_template.jinja",
+})  # fmt: skip
 QUANTIZATION = ("quantization", "quantization_config")
 
 
 def allowed_files(folder: Path) -> list[Path]:
     """The files of a model's folder that are copied beside its weights, in order of name.
 
-    Not hidden ones, not code, nothing that a link would bring in from elsewhere; the links of the
-    Hub's cache, from a snapshot to its blobs, are what the model consists of.
+    Not hidden ones, not code, nothing that a link would bring in from elsewhere; links to where
+    ``config.json`` really is, as in the Hub's cache, are what the model consists of.
+
+    Raises:
+        UserError: a file of the tokenizer is a link to elsewhere.
     """
-    homes = [folder.resolve()]
-    if folder.parent.name == "snapshots":
-        homes.append(folder.resolve().parents[1] / "blobs")
+    # A folder of links, such as a snapshot in the Hub's cache, has its files where its config is.
+    homes = [folder.resolve(), (folder / "config.json").resolve().parent]
     found = []
     for path in sorted(folder.iterdir()):
         name, real = path.name, path.resolve()
@@ -35,7 +41,15 @@ def allowed_files(folder: Path) -> list[Path]:
             continue
         listed = any(fnmatch(name, pattern) for pattern in ALLOWED)
         refused = any(fnmatch(name, pattern) for pattern in REFUSED)
-        if listed and not refused and any(real.is_relative_to(home) for home in homes):
+        if not listed or refused:
+            continue
+        inside = any(real.is_relative_to(home) for home in homes)
+        require(
+            inside or name not in TOKENIZER,
+            f"{path} is a link to a file that is not the model's: put the file itself there, since "
+            "without its tokenizer the exported model would be of no use.",
+        )
+        if inside:
             found.append(path)
     return found
 

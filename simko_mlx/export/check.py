@@ -7,6 +7,7 @@ Python has them.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,9 @@ class Difference:
     @property
     def ok(self) -> bool:
         """False where the export is not what was trained."""
-        return self.largest is None or self.bound is None or self.largest <= self.bound
+        if self.largest is None:
+            return True
+        return math.isfinite(self.largest) if self.bound is None else self.largest <= self.bound
 
 
 def check_export(

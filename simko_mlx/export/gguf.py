@@ -123,13 +123,15 @@ def commands(source: Source, base: Base, dtype: str | None = None) -> str:
     fused, peft = shlex.quote(f"{name}-fused"), shlex.quote(f"{name}-peft")
     scale = "" if source.scale == 1 else f" --scale {source.scale:g}"
     export = f"simko-mlx export {run} --step {source.step}{scale}"
+    typed = "" if dtype is None else f" --dtype {dtype}"
     lines = [
         "# once: llama.cpp's converter, in an environment of its own",
         f"git clone --depth 1 {REPOSITORY}",
         "python3 -m venv llama.cpp/.venv",
         f"llama.cpp/.venv/bin/pip install -r llama.cpp/{REQUIREMENTS}",
         "# then either all of it at once",
-        f"{export} --to gguf --llama-cpp llama.cpp --python llama.cpp/.venv/bin/python --out DIR",
+        f"{export} --to gguf{typed} --llama-cpp llama.cpp --python llama.cpp/.venv/bin/python "
+        "--out DIR",
         "# or in two steps",
         f"{export} --to fused --out {fused}",
         f"llama.cpp/.venv/bin/python llama.cpp/{CONVERTER} {fused} --outfile "

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
+
 from simko_mlx.export.base import Base
+from simko_mlx.export.positions import unread_positions
 from simko_mlx.export.source import Source
 from simko_mlx.export.tensors import to_safetensors
 from simko_mlx.peft_format import adapted_modules, is_embedding, to_peft
@@ -34,7 +37,10 @@ def peft_files(source: Source, base: Base, dtype: str = "f32") -> dict[str, byte
     check_faithful(source, base)
     modules = adapted_modules(source.weights)
     rank = int(source.settings["lora_parameters"]["rank"])
-    alpha = source.lora_scale * rank
+    alpha, tensors = source.lora_scale * rank, to_peft(source.weights)
+    if alpha == 0:
+        # llama.cpp takes an alpha of 0 for "not given", and would add the whole product.
+        alpha, tensors = rank, {name: np.zeros_like(value) for name, value in tensors.items()}
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -52,7 +58,7 @@ def peft_files(source: Source, base: Base, dtype: str = "f32") -> dict[str, byte
         "use_dora": False,
         "use_rslora": False,
     }
-    weights = to_safetensors(to_peft(source.weights), dtype, {"format": "pt"})
+    weights = to_safetensors(tensors, dtype, {"format": "pt"})
     text = json.dumps(config, indent=2)
     return {"adapter_model.safetensors": weights, "adapter_config.json": text.encode() + b"\n"}
 
@@ -124,11 +130,13 @@ def notes(base: Base) -> list[str]:
             f"The layers of {base.type} models were never compared with transformers': --check "
             "does, where torch, transformers and peft are installed."
         )
+    said += unread_positions(base)
     if base.quantization is None:
         return said
+    original = base.made_from or "the original"
     said.append(
         f"This adapter was trained on a base of {base.quantization.get('bits')} bits, and PEFT "
-        f"puts it on {peft_base(base)} in full precision, which answers a little differently: "
+        f"puts it on {original} in full precision, which answers a little differently: "
         "--to fused keeps what was trained on, and --check measures the difference."
     )
     if base.made_from is None:

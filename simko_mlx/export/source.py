@@ -19,6 +19,9 @@ from simko_mlx.config_sources import from_run
 from simko_mlx.model_files import find_model, load_files
 from simko_mlx.types import UserError, require
 
+LARGEST = 1_000_000  # scale: above, what it multiplies could become infinite
+PATIENCE = 10  # attempts to read a checkpoint of a run that goes on
+
 
 @dataclass(frozen=True)
 class Source:
@@ -64,11 +67,30 @@ def read_source(run_dir: Path, step: int | str = "last", scale: float = 1.0) -> 
         UserError: no such run or checkpoint, or it is damaged, or the scale is no sensible number.
     """
     require(
-        math.isfinite(scale) and scale >= 0,
-        f"The scale is {scale}: give a number from 0 upwards (0 is the base model, 1 as trained).",
+        math.isfinite(scale) and 0 <= scale <= LARGEST,
+        f"The scale is {scale}: give a number from 0 (the base model) by 1 (as trained) upwards, "
+        f"to {LARGEST:,} at most.",
     )
     config = from_run(run_dir / "config.yaml")
-    loaded = checkpoint.load(run_dir, _number(run_dir, step))
+    number = _number(run_dir, step)
+    for _ in range(PATIENCE):
+        before = checkpoint.steps(run_dir)
+        try:
+            source = _read(run_dir, config, number, scale)
+            break
+        except (FileNotFoundError, UserError):
+            # A run that goes on removes old checkpoints, perhaps the one that was being read.
+            if number is not None or checkpoint.steps(run_dir) == before:
+                raise
+    else:
+        raise UserError(
+            f"{run_dir} makes checkpoints too fast to be read: wait until it has ended."
+        )
+    return source
+
+
+def _read(run_dir: Path, config: Config, number: int | None, scale: float) -> Source:
+    loaded = checkpoint.load(run_dir, number)
     if loaded is None:
         raise UserError(f"{run_dir} has no checkpoint yet: train it first.")
     folder, state = loaded

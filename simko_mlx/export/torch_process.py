@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from simko_mlx.types import UserError
+from simko_mlx.types import UserError, require
 
 SCRIPT = Path(__file__).with_name("check_torch.py")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -83,7 +83,9 @@ def ask_torch(
         ids = [list(prompt) for prompt in prompts]
         asked.write_text(json.dumps({"ids": ids, "last": last, "jobs": listed}))
         _run([python, script, str(asked)], folder, timeout)
-        result = json.loads(asked.with_name("jobs.json.result").read_text())
+        answer = asked.with_name("jobs.json.result")
+        require(answer.is_file(), f"{python} is no Python: it ran nothing. See --python.")
+        result = json.loads(answer.read_text())
         missing = tuple(result["missing"])
         results = [_result(j["out"], result["errors"]) for j in listed] if not missing else []
     return Answers(missing, result["versions"], results)

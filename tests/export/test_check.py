@@ -148,6 +148,9 @@ def test_a_python_that_is_none_is_a_sentence(make, tmp_path):
     broken.chmod(0o755)
     with pytest.raises(UserError, match="failed \\(no such luck\\)"):
         check_export(*arguments, python=str(broken))
+    broken.write_text("#!/bin/sh\n")
+    with pytest.raises(UserError, match=r"is no Python.*--python"):
+        check_export(*arguments, python=str(broken))
 
 
 def test_the_script_runs_offline_and_sees_no_module_of_ours(make, tmp_path, monkeypatch):
@@ -172,3 +175,6 @@ def test_the_script_runs_offline_and_sees_no_module_of_ours(make, tmp_path, monk
 def test_a_difference_that_is_no_number_is_never_right():
     assert not Difference("x", math.nan, 1.0, 1, bound=1.0).ok
     assert not Difference("x", math.inf, 1.0, 1, bound=1.0).ok
+    # Nor where differences are expected: rounding gives none like that.
+    assert not Difference("x", math.nan, 1.0, 1).ok and not Difference("x", math.inf, 1.0, 1).ok
+    assert Difference("x", 0.5, 1.0, 1).ok and Difference("x", None, 1.0, 1).ok

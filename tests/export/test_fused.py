@@ -279,3 +279,20 @@ def test_useless_weights_and_a_full_disk_are_refused(make, tmp_path, monkeypatch
     monkeypatch.setattr(fused, "write_files", full)
     with pytest.raises(UserError, match="There is no space"):
         write_fused(source, described, tmp_path / "fused")
+
+
+def test_a_folder_of_links_is_the_model(make, tmp_path):
+    base, _, source, _ = make(keys=["self_attn.q_proj"])
+    links = tmp_path / "links"
+    links.mkdir()
+    for path in base.iterdir():
+        os.symlink(path, links / path.name)
+    source = replace(source, config=replace(source.config, model=str(links)))
+    write_fused(source, describe_base(source.config), tmp_path / "fused")
+    assert names(tmp_path / "fused") == names(links)
+    # Of a tokenizer from elsewhere there is a word: a model without one would be of no use.
+    (base / "tokenizer.json").rename(tmp_path / "other.json")
+    (links / "tokenizer.json").unlink()
+    os.symlink(tmp_path / "other.json", links / "tokenizer.json")
+    with pytest.raises(UserError, match=r"tokenizer\.json is a link"):
+        write_fused(source, describe_base(source.config), tmp_path / "refused")

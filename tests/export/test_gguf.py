@@ -103,6 +103,7 @@ def test_a_converter_that_fails_is_quoted_and_leaves_nothing(
 
 def test_the_commands_name_the_run_and_can_be_read_by_a_shell(made):
     text = commands(replace(made[1], scale=0.5), made[2], "bf16")
+    assert "--to gguf --dtype bf16 --llama-cpp" in text
     lines = [shlex.split(line, comments=True) for line in text.splitlines()]
     lines = [line for line in lines if line]
     exports = [line for line in lines if line[:2] == ["simko-mlx", "export"]]
