@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from simko_mlx.config import Config
 from simko_mlx.export.source import hub_id
 from simko_mlx.hub import looks_like_id
@@ -86,6 +88,12 @@ def describe_base(config: Config) -> Base:
         "was started): put it back, or correct model in the run's config.yaml.",
     )
     path = find_model(config.model, config.model_revision)
+    # Not strictly: models such as Mamba 2 have an Infinity there.
+    settings = json.loads((path / "config.json").read_bytes())
+    require(
+        isinstance(settings, dict),
+        f"{path / 'config.json'} is not a JSON object: download the model again.",
+    )
     model = hub_id(config)
     snapshot = path.name if path.parent.name == "snapshots" else None
     card = _card(path)
@@ -99,7 +107,7 @@ def describe_base(config: Config) -> Base:
         hub_id=model,
         revision=snapshot if model else None,
         tensors=_index(path),
-        config=json.loads((path / "config.json").read_bytes()),
+        config=settings,
         licence=_text(licences),
         licence_name=_text(card.get("license_name")),
         licence_link=_text(card.get("license_link")),
@@ -123,7 +131,7 @@ def _card(path: Path) -> dict[str, Any]:
 
     try:
         return metadata_load(path / "README.md") or {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, yaml.YAMLError):
         return {}
 
 

@@ -12,6 +12,7 @@ import safetensors.numpy
 
 from simko_mlx import checkpoint
 from simko_mlx.export import source as sources
+from simko_mlx.export.base import describe_base
 from simko_mlx.export.folder import Request, export, new_folder
 from simko_mlx.export.source import read_source
 from simko_mlx.types import UserError
@@ -151,3 +152,13 @@ def test_a_checkpoint_that_goes_away_while_it_is_read(made, tmp_path, monkeypatc
 
     monkeypatch.setattr(sources.checkpoint, "load", removed_after)
     assert read_source(run).weights.keys() == read_source(made / "run").weights.keys()
+
+
+def test_a_base_with_odd_files(tmp_path):
+    run = write_run(tmp_path / "run", write_base(tmp_path / "base", "llama"), keys=KEYS)
+    for text in ("---\nbase_model: [1, {a: b\n---\n", "---\n- a list\n---\n"):
+        (tmp_path / "base" / "README.md").write_text(text)
+        assert describe_base(read_source(run).config).made_from is None
+    (tmp_path / "base" / "config.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"config\.json"):
+        export(run, tmp_path / "out", Request("peft"))
