@@ -9,9 +9,11 @@ requests are per five minutes).
 from __future__ import annotations
 
 import logging
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,6 +44,8 @@ class Watch:
         self.limits["connect"] = min(CONNECT_SECONDS, seconds)
         self.patience = 5 * seconds
         self.message = message
+        self.stopped = False
+        self.said = ""
         self.alive()
 
     def alive(self) -> None:
@@ -51,11 +55,43 @@ class Watch:
     def waited(self) -> float:
         return time.monotonic() - self.last
 
+    def over(self, call: Callable[[], Any]) -> Any:
+        """The call's result. It runs in a thread of its own, since the client's limits are for each
+        piece of a reply, however small: one that comes by single bytes may take for ever.
+
+        Raises:
+            HubTrouble: patience is at its end.
+            BaseException: what the call raises, and Ctrl-C; it makes no further request then.
+        """
+        done: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(call())
+            except BaseException as error:
+                done.set_exception(error)
+
+        # A daemon, for which the program's end doesn't wait.
+        threading.Thread(target=run, daemon=True).start()
+        try:
+            while not wait([done], timeout=0.5).done:
+                # The request before has ended within the first limit, if it is one of the client's.
+                if self.waited > self.patience + self.limits["read"]:
+                    raise HubTrouble(
+                        f"The Hub gave no good answer for {self.waited:.0f} s{self.said}: push "
+                        "again later."
+                    )
+            return done.result()
+        finally:
+            self.stopped = not done.done()
+
     def before(self, request: Any) -> None:
+        if self.stopped:
+            raise HubTrouble("The push has been stopped.")
         if self.waited > self.patience:
             raise HubTrouble(
-                f"The Hub ({_host(request)}) gave no good answer for {self.waited:.0f} s: push "
-                "again later."
+                f"The Hub ({_host(request)}) gave no good answer for {self.waited:.0f} s"
+                f"{self.said}: push again later."
             )
         # Here, since the client's own timeout gives way to that of a call, which is often "none".
         request.extensions["timeout"] = self.limits
@@ -64,6 +100,7 @@ class Watch:
         if response.status_code < 400:
             self.alive()
             return
+        self.said = f" (the last was status {response.status_code})"
         wait = _asked_to_wait(response)
         if self.waited + wait > self.patience:
             raise HubTrouble(
@@ -136,10 +173,8 @@ def told(repo: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         # What went wrong in an upload is behind "Error while uploading".
-        if error.__cause__ is None:
-            raise
         with told(repo):
-            raise error.__cause__ from None
+            raise error.__cause__ or ValueError(_words(error)) from None
     except errors.OfflineModeIsEnabled as error:
         raise Refused(OFFLINE) from error
     except errors.HfHubHTTPError as error:
@@ -149,7 +184,8 @@ def told(repo: str) -> Iterator[None]:
             f"The connection to the Hub failed ({_words(error)}): check the network, and push "
             "again."
         ) from error
-    except (ValueError, KeyError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
+        # The client takes it for granted that JSON is of the form that it knows.
         raise HubTrouble(
             f"The Hub's answer can't be read ({_words(error)}): it, or a proxy before it, has a "
             "problem; push again later."
