@@ -9,12 +9,11 @@ requests are per five minutes).
 from __future__ import annotations
 
 import logging
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from multiprocessing.pool import ThreadPool
 from typing import Any
 
 from simko_mlx.types import UserError
@@ -61,29 +60,22 @@ class Watch:
 
         Raises:
             HubTrouble: patience is at its end.
-            BaseException: what the call raises, and Ctrl-C; it makes no further request then.
+            Exception: what the call raises. After Ctrl-C, too, it makes no further request.
         """
-        done: Future[Any] = Future()
-
-        def run() -> None:
-            try:
-                done.set_result(call())
-            except BaseException as error:
-                done.set_exception(error)
-
-        # A daemon, for which the program's end doesn't wait.
-        threading.Thread(target=run, daemon=True).start()
+        # Its threads are daemons, for which the program's end doesn't wait.
+        done = ThreadPool(1).apply_async(call)
         try:
-            while not wait([done], timeout=0.5).done:
+            while not done.ready():
+                done.wait(0.5)
                 # The request before has ended within the first limit, if it is one of the client's.
                 if self.waited > self.patience + self.limits["read"]:
                     raise HubTrouble(
                         f"The Hub gave no good answer for {self.waited:.0f} s{self.said}: push "
                         "again later."
                     )
-            return done.result()
+            return done.get()
         finally:
-            self.stopped = not done.done()
+            self.stopped = not done.ready()
 
     def before(self, request: Any) -> None:
         if self.stopped:
