@@ -60,6 +60,7 @@ class Policy:
         self.stop_tokens = stop_tokens(tokenizer, path)
         self.context = context_length(path)
         self.adapter_config: dict[str, Any] = {}
+        self.start: Path | None = None  # the adapter of policy.adapter_path, where it was loaded
         self.notes: list[str] = []
         self.together: Together | None = None  # see try_decoding
         self.unshared: str | None = None  # why completions can't share prompts while they decode
@@ -310,7 +311,7 @@ def _assemble(config: Config, adapter: Path | None, *, lazy: bool) -> Policy:
         model, tokenizer = load_files(path, config.model)
     policy = Policy(model, tokenizer, path, config)
     if adapter is None and config.policy.adapter_path is not None:
-        adapter = find_adapter(config)
+        adapter = policy.start = find_adapter(config)
     require(
         config.policy.fine_tune_type == "lora" or not _is_quantized(model),
         "policy.fine_tune_type is full but the model is quantised: use lora, or a model that is "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import platform
 import time
@@ -111,6 +112,16 @@ def saved_state(config: Config, run_dir: Path) -> tuple[Path, dict[str, Any]] | 
         "they were, or start a new run.",
     )
     return saved
+
+
+def pin(config: Config, model: Path, adapter: Path | None) -> None:
+    """Writes the commits that a run uses into its config: a branch of the Hub's may move on, and a
+    run that is resumed, evaluated or made again is to have the same model and the same start."""
+    config.model_revision = hub.commit_of(model) or config.model_revision
+    if adapter is not None:
+        commit = hub.commit_of(adapter) or hub.commit_of(adapter.parent)  # it may lie in mlx/
+        revision = commit or config.policy.adapter_revision
+        config.policy = dataclasses.replace(config.policy, adapter_revision=revision)
 
 
 def environment(model: Path | None = None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from simko_mlx import checkpoint, data, hub, memory, rundir
+from simko_mlx import checkpoint, data, memory, rundir
 from simko_mlx.advice import GapWatch, SignalWatch
 from simko_mlx.collect import collect
 from simko_mlx.config import Config, semantic
@@ -107,8 +107,7 @@ def train(
             pool = stack.enter_context(VerifierPool(config.verifier))
             _try_verifier(pool, dataset.train[0])
             policy = load_policy(config, adapter=saved[0] if saved else None)
-            # A branch of the Hub's may move on; a run that is resumed goes on with its own model.
-            config.model_revision = hub.commit_of(policy.path) or config.model_revision
+            rundir.pin(config, policy.path, policy.start)
             run = _Run(config, run_dir, policy, pool, dataset)
             run.until.at = until
             return run.go(logger, interrupts, recipe, saved)

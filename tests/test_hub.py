@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.hub_api import OTHER_TOKEN, TOKEN, sha256
 from tests.hub_client import ROOT, data, environment, fetched, refused, simko, train
@@ -113,6 +115,7 @@ def test_what_the_hub_refuses_is_told_in_a_sentence(hub, files, tmp_path):
     refused(simko(hub, tmp_path, data(f"model={MODEL}"), token="hf_x")[0], "token", "hf auth login")
 
 
+@pytest.mark.slow
 def test_a_passing_failure_of_the_hub_does_not_keep_from_a_model_that_is_there(hub, tmp_path):
     line = data(f"model={MODEL}")
     assert simko(hub, tmp_path, line)[0].returncode == 0
@@ -135,6 +138,7 @@ print(totals[0])
 """
 
 
+@pytest.mark.slow
 def test_a_connection_that_breaks_half_way_goes_on_where_it_stopped(hub, files, tmp_path):
     size = 24_000_000  # the client writes pieces of 10 MB
     large = pack({"t": tensor("U8", [size], [0, size])}, bytes(size))
@@ -155,6 +159,7 @@ def test_a_connection_that_breaks_half_way_goes_on_where_it_stopped(hub, files, 
     assert ranges[0] is None and ranges[1] == "bytes=10485760-"
 
 
+@pytest.mark.slow
 def test_a_connection_that_stays_broken_is_told_and_what_came_is_kept(hub, files, tmp_path):
     hub.fail("GET /cdn/", drop="action", times=99)
     line = train(tmp_path / "run", f"model={MODEL}")
@@ -168,6 +173,7 @@ def test_a_connection_that_stays_broken_is_told_and_what_came_is_kept(hub, files
     assert again == {"model.safetensors"}
 
 
+@pytest.mark.slow
 def test_without_a_connection(hub, tmp_path):
     home, port, offline = (
         tmp_path / "home",
@@ -236,6 +242,7 @@ def test_ctrl_c_ends_a_file_with_its_next_piece(hub, tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".incomplete")]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_download_that_stands_still(hub, tmp_path):
     hub.fail("GET /cdn/", hang=60)
     args = [sys.executable, "-m", "cli", "train", "--model", MODEL, "--output-dir",
@@ -317,6 +324,8 @@ def test_adapters_of_the_hub(hub, tmp_path):
         assert done.returncode == 0, done.stderr
         first = tmp_path / name.replace("/", "-") / "checkpoints" / "step-000000"
         assert (first / "adapters.safetensors").read_bytes() == made["adapters.safetensors"]
+        config = yaml.safe_load((tmp_path / name.replace("/", "-") / "config.yaml").read_text())
+        assert re.fullmatch("[0-9a-f]{40}", config["policy"]["adapter_revision"])
     assert "adapter_model.safetensors" not in fetched(hub)
     # A run that is resumed has its own adapter.
     again = ["train", "--resume", str(tmp_path / "me-root"), "--set", "steps=2", "--plain"]
