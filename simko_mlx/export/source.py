@@ -65,7 +65,7 @@ def read_source(run_dir: Path, step: int | str = "last", scale: float = 1.0) -> 
     """
     require(
         math.isfinite(scale) and scale >= 0,
-        f"The scale is {scale}: give a number from 0 (the base model) by 1 (as trained) upwards.",
+        f"The scale is {scale}: give a number from 0 upwards (0 is the base model, 1 as trained).",
     )
     config = from_run(run_dir / "config.yaml")
     loaded = checkpoint.load(run_dir, _number(run_dir, step))
