@@ -250,13 +250,17 @@ def _stoppable(call: Callable[[], Any], stopped: threading.Event) -> Any:
             raise
 
 
+# What the client raises where an answer isn't JSON of the form that it knows.
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
+
+
 def _failures() -> tuple[type[Exception], ...]:
     """Whatever asking the Hub may raise for reasons outside of this program."""
     from huggingface_hub import errors
 
     # HTTPError is that of the HTTP client; which one depends on huggingface-hub's version.
     client = errors.HTTPError  # pyright: ignore[reportPrivateImportUsage]
-    found = (OSError, client, errors.HFValidationError)
+    found = (OSError, client, *_UNREADABLE)  # errors.HFValidationError is a ValueError
     xet = getattr(errors, "XetDownloadError", None)  # newer than the oldest version we take
     return found if xet is None else (*found, xet)
 
@@ -312,6 +316,8 @@ def _sentence(repo: Repo, error: Exception, reached: bool) -> str:
             "whole on this machine: wait some minutes and run the same command again."
         )
     if status is not None:
+        if status == 404 and repo.revision is not None:
+            return f"{what} has no revision {repo.revision!r}: correct {repo.revision_key}."
         first = str(error).strip().split("\n", 1)[0]
         return f"The Hub doesn't hand out the {repo.noun} {repo.id}: {first}; try later."
     return _sentence_without_answer(repo, error, reached)
@@ -331,6 +337,11 @@ def _sentence_without_answer(repo: Repo, error: Exception, reached: bool) -> str
         return (
             f"{what} can't be stored in {constants.HF_HUB_CACHE}: correct that folder's "
             "permissions, or set HF_HOME to another."
+        )
+    if isinstance(error, _UNREADABLE):
+        return (
+            f"{what} is not on this machine, or not wholly, and what answers instead of the Hub "
+            "makes no sense: check the network (a page to log in to it?), or try later."
         )
     if reached:
         return (

@@ -25,6 +25,7 @@ PATTERNS = (
     "*.jsonl", "*.jinja", "README.md", "LICENSE", "LICENSE.md",
 )  # fmt: skip
 UNWANTED = ("*/*",)
+MAX_LAYERS = 10_000
 _NEEDS_CODE = (
     "The model {name} needs {what}, and programs that come with a model are never run here: take "
     "a model that mlx-lm and transformers know."
@@ -57,10 +58,13 @@ def find_model(name: str, revision: str | None = None, *, weights: bool = True) 
         path = _from_hub(name, revision, weights)
     require(path.is_dir(), f"model is {name!r}: it must be a folder, as mlx_lm.convert makes it.")
     require((path / "config.json").is_file(), f"model is {name!r}: that folder has no config.json.")
-    _check_no_code(path, name)
+    _check_config(path, name)
     files = sorted(path.glob("model*.safetensors"))
     require(
-        bool(files) or not weights, f"model is {name!r}: that folder has no model*.safetensors."
+        bool(files) or not weights,
+        f"model is {name!r}: that folder has no model*.safetensors, and weights in other forms, "
+        "such as pickles (*.bin), are not loaded: convert the model with mlx_lm.convert, or take "
+        "another.",
     )
     for file in files:
         check_safetensors(file)
@@ -77,27 +81,39 @@ def _from_hub(name: str, revision: str | None, weights: bool) -> Path:
     return hub.download(hub.Repo(name, revision), patterns, UNWANTED)
 
 
-def _check_no_code(path: Path, name: str) -> None:
+def _check_config(path: Path, name: str) -> None:
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path / 'config.json'} is not JSON ({error}): download the model again."
         ) from error
-    code = config.get("model_file") if isinstance(config, dict) else None
+    require(
+        isinstance(config, dict),
+        f"{path / 'config.json'} is not a JSON object: download the model again.",
+    )
+    for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
+        layers = config.get(key)
+        # Every layer is made before the weights are looked at.
+        require(
+            not isinstance(layers, int) or layers <= MAX_LAYERS,
+            f"{path / 'config.json'}: {key} is {layers}, more than {MAX_LAYERS}: download the "
+            "model again.",
+        )
+    code = config.get("model_file")
     require(code is None, _NEEDS_CODE.format(name=name, what=f"a program of its own, {code!r}"))
 
 
 def load_files(path: Path, name: str, *, lazy: bool = False) -> tuple[nn.Module, Any]:
     from huggingface_hub.errors import StrictDataclassError
 
-    usual = (ValueError, KeyError, TypeError, OSError, AttributeError, RuntimeError)
+    usual = (ValueError, LookupError, TypeError, OSError, AttributeError, RuntimeError)
     try:
         model, config = load_model(path, lazy=lazy)
         if not lazy:
             to_column_major(model)
         return model, _tokenizer(path, name, config.get("eos_token_id"))
-    except (*usual, StrictDataclassError) as error:
+    except (*usual, ArithmeticError, StrictDataclassError) as error:
         # mlx-lm and transformers let through whatever a model's files make them raise.
         text = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"mlx-lm can't load the model {name}: {text}.") from error
@@ -122,7 +138,7 @@ def load_only_tokenizer(path: Path, name: str) -> Any:
     """
     try:
         return _tokenizer(path, name, load_config(path).get("eos_token_id"))
-    except (ValueError, KeyError, TypeError, OSError, AttributeError, RuntimeError) as error:
+    except (ValueError, LookupError, TypeError, OSError, AttributeError, RuntimeError) as error:
         text = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"The tokenizer of the model {name} can't be loaded: {text}.") from error
 
@@ -162,7 +178,10 @@ def outline_files(name: str, revision: str | None = None) -> tuple[nn.Module, An
             form = {key: quantization[key] for key in ("group_size", "bits")}
             nn.quantize(model, **form, mode=quantization.get("mode", "affine"))
         return model, _tokenizer(path, name, config.get("eos_token_id")), path
-    except (ValueError, KeyError, TypeError, OSError, AttributeError) as error:
+    except (
+        *(ValueError, LookupError, TypeError, OSError, AttributeError, RuntimeError),
+        ArithmeticError,
+    ) as error:
         raise UserError(f"mlx-lm can't make the model {name}: {error}.") from error
 
 

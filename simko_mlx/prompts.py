@@ -125,7 +125,7 @@ class PromptEncoder:
                 enable_thinking=self.config.thinking,
                 **kwargs,
             )
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError) as error:
             raise UserError(
                 f"The chat template rejects problem {problem.id}: {error}; check its roles and "
                 "prompt.system, or set prompt.chat to 'never'."

@@ -166,8 +166,8 @@ def _entry(name: str, value: Any) -> Entry:
         )
     if len(shape) > MAX_DIMENSIONS:
         raise _Malformed(f"{what} has {len(shape)} dimensions; {MAX_DIMENSIONS} are the most")
-    # Strides are products of dimensions, so that a 0 among them doesn't help.
-    if math.prod(n for n in shape if n) > 2**62:
+    # Strides are products of dimensions, so that a 0 among them doesn't help; numpy's are bytes.
+    if math.prod(n for n in shape if n) * ITEM_BYTES.get(dtype, 8) > 2**62:
         raise _Malformed(f"{what} has the shape {_shown(shape)}, whose product overflows")
     if (
         not isinstance(offsets, list)

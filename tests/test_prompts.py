@@ -109,10 +109,18 @@ def test_there_is_never_a_double_bos(template, tmp_path):
             assert ids[1] != bos
 
 
-def test_a_template_that_rejects_the_messages_is_reported(chat, monkeypatch):
-    template = "{{- raise_exception('System role not supported') }}"
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{- raise_exception('System role not supported') }}", "System role not supported"),
+        ("{% for i in range(10 ** 9) %}{% endfor %}", "Range too big"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ messages + 1 }}", "can only concatenate"),
+    ],
+)
+def test_a_template_that_rejects_the_messages_is_reported(chat, monkeypatch, template, words):
     monkeypatch.setattr(chat._tokenizer, "chat_template", template)
-    with pytest.raises(UserError, match="System role not supported"):
+    with pytest.raises(UserError, match=words):
         decoded(chat, PromptConfig())
 
 

@@ -275,3 +275,14 @@ def test_a_model_in_shards_has_each_of_them_checked(tmp_path):
     (model / "model-00002-of-00002.safetensors").write_bytes(KINDS["hole"].bad)
     with pytest.raises(UserError, match=r"model-00002-of-00002\.safetensors is damaged"):
         find_model(str(model))
+
+
+def test_an_empty_tensor_that_numpy_can_not_hold_is_refused(tmp_path):
+    shape = [2**31 - 1, 2**31 - 1, 0]  # fewer than 2**62 of them, but more bytes than that
+    header = {"t": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(pack(json.dumps(header).encode(), b""))
+    with pytest.raises(ValueError):
+        safetensors.numpy.load_file(path)
+    with pytest.raises(UserError, match="whose product overflows"):
+        check_safetensors(path)

@@ -14,6 +14,7 @@ from simko_mlx.export.push import (
     retry_command,
 )
 from simko_mlx.export.repository import Content, Silent
+from simko_mlx.interrupts import Terminated
 from simko_mlx.loggers import Logger
 from simko_mlx.types import UserError
 
@@ -40,8 +41,9 @@ def notes(config: Config) -> list[str]:
 # Whatever goes wrong in a push, the run that is about to end has gone well.
 _ANYTHING = (
     *(UserError, HubTrouble, OSError, ValueError, TypeError, AttributeError, LookupError),
-    *(RuntimeError, ArithmeticError, AssertionError, KeyboardInterrupt),
+    *(RuntimeError, ArithmeticError, AssertionError),
 )
+_STOPS = (KeyboardInterrupt, Terminated)
 
 
 def push_at_end(config: Config, run_dir: Path, logger: Logger) -> None:
@@ -52,9 +54,11 @@ def push_at_end(config: Config, run_dir: Path, logger: Logger) -> None:
     options = PushOptions(kinds=tuple(config.hub.to), private=config.hub.private)
     try:
         pushed = push(run_dir, repo, options, _Heard(logger))
-    except _ANYTHING as error:
+    except (*_ANYTHING, *_STOPS) as error:
         command = retry_command(run_dir, repo, options)
         why = str(error) or type(error).__name__
+        if isinstance(error, _STOPS):
+            why = "The push was stopped."
         logger.message(f"Warning: the run is complete, but was not pushed. {why}")
         logger.message(f"To push it later: {command}")
     else:

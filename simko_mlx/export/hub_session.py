@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.pool import ThreadPool
 from typing import Any
 
 from simko_mlx.types import UserError
@@ -42,6 +43,8 @@ class Watch:
         self.limits["connect"] = min(CONNECT_SECONDS, seconds)
         self.patience = 5 * seconds
         self.message = message
+        self.stopped = False
+        self.said = ""
         self.alive()
 
     def alive(self) -> None:
@@ -51,11 +54,36 @@ class Watch:
     def waited(self) -> float:
         return time.monotonic() - self.last
 
+    def over(self, call: Callable[[], Any]) -> Any:
+        """The call's result. It runs in a thread of its own, since the client's limits are for each
+        piece of a reply, however small: one that comes by single bytes may take for ever.
+
+        Raises:
+            HubTrouble: patience is at its end.
+            Exception: what the call raises. After Ctrl-C, too, it makes no further request.
+        """
+        # Its threads are daemons, for which the program's end doesn't wait.
+        done = ThreadPool(1).apply_async(call)
+        try:
+            while not done.ready():
+                done.wait(0.5)
+                # The request before has ended within the first limit, if it is one of the client's.
+                if self.waited > self.patience + self.limits["read"]:
+                    raise HubTrouble(
+                        f"The Hub gave no good answer for {self.waited:.0f} s{self.said}: push "
+                        "again later."
+                    )
+            return done.get()
+        finally:
+            self.stopped = not done.ready()
+
     def before(self, request: Any) -> None:
+        if self.stopped:
+            raise HubTrouble("The push has been stopped.")
         if self.waited > self.patience:
             raise HubTrouble(
-                f"The Hub ({_host(request)}) gave no good answer for {self.waited:.0f} s: push "
-                "again later."
+                f"The Hub ({_host(request)}) gave no good answer for {self.waited:.0f} s"
+                f"{self.said}: push again later."
             )
         # Here, since the client's own timeout gives way to that of a call, which is often "none".
         request.extensions["timeout"] = self.limits
@@ -64,6 +92,7 @@ class Watch:
         if response.status_code < 400:
             self.alive()
             return
+        self.said = f" (the last was status {response.status_code})"
         wait = _asked_to_wait(response)
         if self.waited + wait > self.patience:
             raise HubTrouble(
@@ -136,10 +165,8 @@ def told(repo: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         # What went wrong in an upload is behind "Error while uploading".
-        if error.__cause__ is None:
-            raise
         with told(repo):
-            raise error.__cause__ from None
+            raise error.__cause__ or ValueError(_words(error)) from None
     except errors.OfflineModeIsEnabled as error:
         raise Refused(OFFLINE) from error
     except errors.HfHubHTTPError as error:
@@ -149,7 +176,8 @@ def told(repo: str) -> Iterator[None]:
             f"The connection to the Hub failed ({_words(error)}): check the network, and push "
             "again."
         ) from error
-    except (ValueError, KeyError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
+        # The client takes it for granted that JSON is of the form that it knows.
         raise HubTrouble(
             f"The Hub's answer can't be read ({_words(error)}): it, or a proxy before it, has a "
             "problem; push again later."

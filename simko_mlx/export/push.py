@@ -64,7 +64,7 @@ def check_token() -> str:
     """The token that `hf auth login` saved, or that of HF_TOKEN.
 
     Raises:
-        Refused: there is none, or the client is offline.
+        Refused: there is none, it can't be one, or the client is offline.
     """
     from huggingface_hub import constants, get_token
 
@@ -75,6 +75,11 @@ def check_token() -> str:
         raise Refused(
             "You are not logged in to the Hub: run `hf auth login` with a token that may write, or "
             "set HF_TOKEN."
+        )
+    if not re.fullmatch(r"[!-~]+", token):
+        raise Refused(
+            "The token of the Hub holds characters that none has: copy it again, for `hf auth "
+            "login` or HF_TOKEN."
         )
     return token
 
@@ -149,12 +154,12 @@ def push(run_dir: Path, repo: str, options: PushOptions, progress: Silent | None
     token = check_token()
     api = HfApi(token=token, library_name="simko-mlx")
     if "/" not in repo:
-        with bounded(options.seconds, progress.message), told(repo):
-            repo = f"{api.whoami()['name']}/{repo}"
+        with bounded(options.seconds, progress.message) as watch, told(repo):
+            repo = f"{watch.over(api.whoami)['name']}/{repo}"
     found = prepare(run_dir, repo, options, token)
     progress.files(repo, found)
     with bounded(options.seconds, progress.message) as watch, told(repo):
         scaled = "" if options.scale == 1 else f" at scale {options.scale:g}"
         message = f"Upload the adapter of step {found.step}{scaled} with simko-mlx"
         delivery = Delivery(api, repo, progress, watch, options.private, options.create_pr)
-        return delivery.go(found.files, message)
+        return watch.over(lambda: delivery.go(found.files, message))

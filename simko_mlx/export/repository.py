@@ -148,7 +148,7 @@ class Delivery:
         for operation in operations:
             if not operation.path_in_repo.endswith(LARGE):
                 continue
-            # One after the other, in this thread, so that Ctrl-C ends an upload at once.
+            # One after the other, so that the client starts no threads, which would go on.
             self.api.preupload_lfs_files(
                 self.repo,
                 [operation],

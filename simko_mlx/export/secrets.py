@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from simko_mlx.types import UserError, require
@@ -37,17 +38,18 @@ READ = (
     "checkpoints/step-*/adapter*.safetensors",
 )
 LOOKS = {
-    "a Hugging Face token": rb"\bhf_[A-Za-z0-9]{16,}",
+    "a Hugging Face token": rb"\bhf_[A-Za-z0-9]{16,}|hf_[A-Za-z0-9]{30,}",
     "an API key": rb"\bsk-[A-Za-z0-9_-]{16,}",
     "a GitHub token": rb"\b(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,})",
     "an AWS key": rb"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
     "a Slack token": rb"\bxox[abprs]-[A-Za-z0-9-]{10,}",
-    "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY",
+    "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY|PuTTY-User-Key-File",
 }
 # `token: abc` and `"api_key": "abc"`, but not `max_tokens: 8` or `tokenizer: x`. Redacted values
 # hold a character that no secret of one word has, or say so.
 NAMED = re.compile(
-    rb"(?i)(?:^|[\s\"'{,._-])(token|secret|password|passwd|api_?key|authorization)[\"']?\s*[:=]\s*"
+    rb"(?i)(?:^|[\s\"'{,._-])(token(?=\S*\s*\S*\d)|secret|password|passwd|(?:api|access)_?key"
+    rb"|authorization)[\"']?\s*[:=]\s*"
     rb"[\"']?(?!null\b|true\b|false\b|none\b|redacted|[<*(\[{\"'])(?P<value>[^\s\"',}]{6,})"
 )
 
@@ -99,14 +101,35 @@ def require_no_secrets(content: Mapping[str, bytes], token: str | None = None) -
 
 
 def _find(path: str, data: bytes, token: str | None) -> tuple[int, str] | None:
-    if token and (position := data.find(token.encode())) >= 0:
-        return position, "your own token"
     suffix = PurePosixPath(path).suffix
+    for part in _parts(token or "", whole=suffix == ".safetensors"):
+        if (position := data.find(part)) >= 0:
+            return position, "your own token"
     if suffix == ".safetensors":  # all text of such a file is in its header
         data = data[: 8 + int.from_bytes(data[:8], "little")]
     for what, pattern in LOOKS.items():
         if found := re.search(pattern, data):
             return found.start(), what
+    for found in re.finditer(rb"[A-Za-z0-9+/]{20,}", data):  # base64
+        start = found[0][: len(found[0]) // 4 * 4]
+        if any(re.search(pattern, b64decode(start)) for pattern in LOOKS.values()):
+            return found.start(), "a token or key in base64"
     if suffix in (".yaml", ".json") and (found := NAMED.search(data)):
         return found.start("value"), f"a value of {found[1].decode()!r}"
     return None
+
+
+def _parts(token: str, whole: bool) -> Iterator[bytes]:
+    """The token, and unless it must be ``whole``, its halves' length of it, as they are and in
+    base64: what is left of a token that is broken over lines."""
+    text = token.encode()
+    if not text or whole:
+        yield from [text] if text else []
+        return
+    length = max(len(text) // 2, min(len(text), 12))
+    for start in range(len(text) - length + 1):
+        part = text[start : start + length]
+        yield part
+        for before in range(3):  # a letter stands at one of three places of base64's fours
+            ends = slice(-(-before * 8 // 6), (before + len(part)) * 8 // 6)
+            yield b64encode(bytes(before) + part)[ends]

@@ -528,7 +528,7 @@ def test_secrets_and_places_of_this_machine_stay_out(trained, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_bytes(files["training/config.yaml"])
     config = resolve(str(path), environ={}).config
-    assert config.model == "~/models/my-model" and config.output_dir is None
+    assert config.model == "my-model" and config.output_dir is None
     assert config.data.path == "problems.jsonl"
     assert config.verifier.options is not None
     assert config.verifier.options["max_tokens"] == 77

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from simko_mlx.export import at_end
+from simko_mlx.interrupts import Terminated
 from tests.export.pushing import environment, simko
 from tests.hub_server import Hub
 from tests.runs import SMALL, Recorder, small_config
@@ -73,6 +74,7 @@ def test_an_id_that_can_not_be_one_is_a_mistake_in_the_config(hub, tmp_path):
 HANGING = """
 import functools
 from simko_mlx.export import at_end
+from simko_mlx.interrupts import Terminated
 at_end.PushOptions = functools.partial(at_end.PushOptions, seconds=1.0)
 from cli.main import app
 app()
@@ -95,6 +97,22 @@ def test_a_hub_that_hangs_holds_nothing_up_for_long(hub, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "was not pushed. The connection to the Hub failed (timed out)" in done.stdout
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, Terminated])
+def test_a_push_that_is_stopped_leaves_the_run_complete(tmp_path, monkeypatch, stop):
+    from simko_mlx.trainer import train
+
+    def stopped(*_):
+        raise stop
+
+    monkeypatch.setattr(at_end, "push", stopped)
+    logger = Recorder()
+    config = small_config(hub__repo="me/x", eval__before=False, eval__after=False, steps=1)
+    assert train(config, tmp_path / "run", logger).step == 1
+    told = " ".join(str(text) for text in logger.messages)
+    assert "was not pushed. The push was stopped." in told
+    assert f"simko-mlx push {tmp_path / 'run'} me/x" in told
 
 
 class Stops(Recorder):
