@@ -33,7 +33,9 @@ POSITIVE = click.IntRange(1)
 @click.option(
     "--step", metavar="N|best|last", callback=ui.step_option, default="last", help="Checkpoint."
 )
-@click.option("--scale", metavar="W", type=float, default=1.0, help="Times the adapter's effect.")
+@click.option(
+    "--scale", metavar="W", type=float, default=1.0, help="Multiplies the adapter's effect."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else on stdout.")
 def command(run: Path, base: bool, as_json: bool, **options: Any) -> int:
     """Measure pass@k of RUN on its held-out problems, with 95% intervals."""

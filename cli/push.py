@@ -27,7 +27,9 @@ SECONDS = click.FloatRange(0, min_open=True)
               help="What to push: PEFT's files at the root, MLX's under mlx/.")  # fmt: skip
 @click.option("--step", metavar="N|best|last", default="last", callback=ui.step_option,
               help="Checkpoint to push; default: the last.")  # fmt: skip
-@click.option("--scale", metavar="W", type=float, default=1.0, help="Multiplies the effect.")
+@click.option(
+    "--scale", metavar="W", type=float, default=1.0, help="Multiplies the adapter's effect."
+)
 @click.option("--private", is_flag=True, help="Make the repository private, if it is new.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request.")
 @click.option("--timeout", "seconds", metavar="S", type=SECONDS, default=60.0,

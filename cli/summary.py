@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from simko_mlx.trainer import RunSummary
 
 GAP = 2  # cells between two columns
+LONGEST_PART = 38  # cells of a part's name, so that two columns of figures fit beside it
 
 
 def show(result: RunSummary, config: Config, console: Console | None = None) -> None:
@@ -147,7 +148,9 @@ def _parts_table(evaluations: Mapping[str, Evaluation]) -> Table:
     table = _table("pass@1 in %", *evaluations)
     for part in dict.fromkeys(part for e in evaluations.values() for part in e.groups):
         cells = (e.groups.get(part) for e in evaluations.values())
-        table.add_row(ui.clean(part), *("-" if c is None else ui.interval(c) for c in cells))
+        name = Text(ui.clean(part))
+        name.truncate(LONGEST_PART, overflow="ellipsis")
+        table.add_row(name, *("-" if c is None else ui.interval(c) for c in cells))
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 from simko_mlx.config import Config
 from simko_mlx.export.source import hub_id
 from simko_mlx.hub import looks_like_id
-from simko_mlx.model_files import EMBEDDED, find_model
+from simko_mlx.model_files import find_model
 from simko_mlx.types import require
 from simko_mlx.weights_file import check_safetensors
 
@@ -31,8 +32,8 @@ class Base:
     """A base model's files.
 
     ``hub_id`` and ``revision`` (a commit) where it came from the Hub; ``tensors`` its own weight
-    index; ``quantization`` as its config.json has it; ``licence`` and ``made_from`` (the model that
-    it was made from) as its README.md says.
+    index; ``quantization`` as its config.json has it; ``licence`` (with a name and a link where
+    it is "other") and ``made_from`` (the model that it was made from) as its README.md says.
     """
 
     name: str
@@ -43,6 +44,8 @@ class Base:
     config: dict[str, Any]
     licence: str | None
     made_from: str | None
+    licence_name: str | None = None
+    licence_link: str | None = None
 
     @property
     def type(self) -> str:
@@ -95,7 +98,9 @@ def describe_base(config: Config) -> Base:
     snapshot = path.name if path.parent.name == "snapshots" else None
     card = _card(path)
     made_from = card.get("base_model")
-    made_from = made_from[0] if isinstance(made_from, list) and made_from else made_from
+    made_from = _text(made_from[0] if isinstance(made_from, list) and made_from else made_from)
+    licences = card.get("license")
+    licences = ", ".join(map(str, licences)) if isinstance(licences, list) else licences
     return Base(
         name=config.model,
         path=path,
@@ -103,9 +108,17 @@ def describe_base(config: Config) -> Base:
         revision=snapshot if model else None,
         tensors=_index(path),
         config=settings,
-        licence="mit" if path == EMBEDDED else _text(card.get("license")),
-        made_from=_text(made_from),
+        licence=_text(licences),
+        licence_name=_text(card.get("license_name")),
+        licence_link=_text(card.get("license_link")),
+        # Of a model that was converted from a folder, mlx-lm names that folder, of another machine.
+        made_from=made_from if made_from and is_id(made_from) else None,
     )
+
+
+def is_id(name: str) -> bool:
+    """Whether a name can be that of a model on the Hub, and is no folder's path."""
+    return re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) is not None
 
 
 def _text(value: Any) -> str | None:

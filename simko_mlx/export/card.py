@@ -24,7 +24,7 @@ from simko_mlx.export.card_training import (
     training,
 )
 from simko_mlx.export.card_usage import prompt_format, usage
-from simko_mlx.export.markdown import code, one_line, plain
+from simko_mlx.export.markdown import code, listed, one_line, plain
 from simko_mlx.export.measured import START, at_k
 from simko_mlx.export.public import config_file, public_json, public_text
 from simko_mlx.export.source import Source
@@ -93,19 +93,21 @@ def _summary(facts: Facts) -> str:
     else:
         what = f"A LoRA adapter for {facts.base_link}, trained"
     what = what[0].upper() + what[1:]
-    judges = " and ".join(dict.fromkeys(code(name) for name in facts.verifiers))
+    judges = list(dict.fromkeys(code(name) for name in facts.verifiers))
     version = facts.env("simko-mlx")
     with_what = f"simko-mlx {version}" if version else "simko-mlx"
-    own = "the author's own verifier " if facts.has_own_verifier else "the verifier "
+    own = "the author's own " if facts.has_own_verifier and len(judges) == 1 else "the "
+    own += "verifiers " if len(judges) > 1 else "verifier "
     told = [
         f"{what} by reinforcement learning with verifiable rewards (RLVR) on {facts.task}, with "
-        f"{own}{judges}.",
+        f"{own}{listed(judges)}.",
         f"The objective was {facts.objective_link}, for {facts.source.step:,} steps, with "
         f"{with_what} on MLX.",
         base_remark(facts),
     ]
     if facts.source.scale != 1:
-        told.append(f"The adapter's effect is multiplied by {facts.source.scale:g}.")
+        told.append(f"{facts.effect[0].upper()}{facts.effect[1:]} is multiplied by "
+                    f"{facts.source.scale:g}.")  # fmt: skip
     return " ".join(part for part in told if part)
 
 
@@ -114,7 +116,8 @@ def _caption(facts: Facts) -> list[str]:
     if not log.points or log.point_settings is None:
         return []
     problems, n = log.point_settings
-    return [f"Points: pass@1 on {problems} held-out problems with {n} completions each."]
+    whole = "" if facts.source.scale == 1 else f", with {facts.effect} unscaled"
+    return [f"Points: pass@1 on {problems} held-out problems with {n} completions each{whole}."]
 
 
 # --- metadata -------------------------------------------------------------------------------
@@ -138,6 +141,8 @@ def _metadata(facts: Facts) -> str:
         base_model_relation=relation if base.hub_id else None,
         library_name="peft" if "peft" in facts.kinds else "mlx",
         license=_licence_id(base.licence),
+        license_name=base.licence_name,
+        license_link=base.licence_link,
         pipeline_tag="text-generation",
         tags=list(dict.fromkeys(tags)),
         datasets=[str(config.data.path)] if on_hub else None,

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from simko_mlx.config import Config
 from simko_mlx.data import FAMILIES
-from simko_mlx.export.base import Base
+from simko_mlx.export.base import Base, is_id
 from simko_mlx.export.markdown import code, link, plain
 from simko_mlx.export.measured import Measured, read_measured
 from simko_mlx.export.peft import OTHER_NAMES
 from simko_mlx.export.public import public_config, public_json
 from simko_mlx.export.source import Source
+from simko_mlx.hub import looks_like_id
 from simko_mlx.model_files import EMBEDDED
 from simko_mlx.verifiers import family as verifier_family
 
@@ -99,6 +100,26 @@ class Facts:
         return f"{self.base_short}-{self.objective.lower()}"
 
     @property
+    def effect(self) -> str:
+        """What the scale multiplies."""
+        if self.source.is_lora:
+            return "the adapter's effect"
+        return "the change of the weights by training"
+
+    @property
+    def original_id(self) -> str | None:
+        """The Hub's id of what a quantised base was made from."""
+        name = self.base.made_from
+        return name if name and is_id(name) and not Path(name).exists() else None
+
+    @property
+    def start_id(self) -> str | None:
+        """The Hub's id of the adapter that the run started from."""
+        name = self.source.config.policy.adapter_path
+        on_hub = name is not None and looks_like_id(name) and not Path(name).exists()
+        return name if on_hub else None
+
+    @property
     def is_finetune(self) -> bool:
         """Whether whole weights lie beside the card, not an adapter."""
         return "fused" in self.kinds or not self.source.is_lora
@@ -108,6 +129,13 @@ class Facts:
         """Whether transformers can load the files, as far as names of layers tell."""
         fused = "fused" in self.kinds and MLX_LAYOUT not in self.kinds
         return "peft" in self.kinds or (fused and self.base.type not in OTHER_NAMES)
+
+    @property
+    def held_out(self) -> bool:
+        """Whether there are problems that the run did not train on."""
+        data = self.config.data
+        split = data.eval_split is not None and data.source == "hf"
+        return split or data.eval_path is not None or data.heldout > 0
 
     @property
     def temperature(self) -> float:
@@ -123,7 +151,12 @@ class Facts:
     def uses_chat(self) -> bool:
         """Whether prompts went through the tokenizer's chat template."""
         chat = self.config.prompt.chat
-        return chat == "always" or (chat == "auto" and _has_chat_template(self.base))
+        return chat == "always" or (chat == "auto" and bool(self.chat_template))
+
+    @cached_property
+    def chat_template(self) -> str:
+        """That of the tokenizer, empty where there is none; several stand as one text."""
+        return _chat_template(self.base)
 
     @property
     def task(self) -> str:
@@ -192,12 +225,15 @@ def gather(source: Source, base: Base, kinds: tuple[str, ...], repo: str | None)
     )
 
 
-def _has_chat_template(base: Base) -> bool:
-    """Whether the files of the tokenizer bring one."""
-    if any((base.path / f"chat_template.{ext}").is_file() for ext in ("jinja", "json")):
-        return True
+def _chat_template(base: Base) -> str:
+    for path in (base.path / f"chat_template.{ext}" for ext in ("jinja", "json")):
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            continue
     try:
         settings = json.loads((base.path / "tokenizer_config.json").read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(settings, dict) and bool(settings.get("chat_template"))
+        template = settings.get("chat_template")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return template if isinstance(template, str) else json.dumps(template) if template else ""

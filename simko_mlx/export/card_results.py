@@ -6,6 +6,7 @@ from simko_mlx.evaluate import Evaluation
 from simko_mlx.export.card_facts import Facts
 from simko_mlx.export.markdown import plain, table
 from simko_mlx.export.measured import START, at_k, change
+from simko_mlx.export.public import public_text
 from simko_mlx.metrics import Interval
 
 NAMES = {"base": "base", START: "start"}
@@ -15,6 +16,8 @@ MOST_GROUPS = 24  # rows of the table by group
 def results(facts: Facts) -> list[str]:
     """Paragraphs of the section, without pictures."""
     trained = facts.measured.trained
+    if trained is None and not facts.held_out:
+        return ["Not measured: the run held no problems out."]
     if trained is None:
         return [
             "Not measured: this checkpoint has no evaluation on held-out problems. Where the run "
@@ -108,18 +111,17 @@ def _remarks(facts: Facts, trained: Evaluation) -> list[str]:
         worse = [str(k) for k, found in changes.items() if found.high < 0]
         if worse:
             told.append(f"For k = {', '.join(worse)} it is worse than {NAMES[before.label]}.")
+    cut = [(name, e.truncated) for name, e in _named(facts, trained)]
+    if any(share for _, share in cut):
+        shares = ", ".join(f"{name} {_percent(share)} %" for name, share in cut)
+        told.append(f"Completions cut off at the limit of tokens: {shares}.")
     for name, evaluation in _named(facts, trained):
-        told += _shares(name, evaluation)
+        told += _unscorable(name, evaluation)
     return [" ".join(told)] if told else []
 
 
-def _shares(name: str, evaluation: Evaluation) -> list[str]:
+def _unscorable(name: str, evaluation: Evaluation) -> list[str]:
     told = []
-    if evaluation.truncated:
-        told.append(
-            f"{_percent(evaluation.truncated)} % of {name}'s completions were cut off at the limit "
-            "of tokens."
-        )
     if evaluation.unscorable:
         most = ", ".join(f"pass@{k} {_percent(v)} %" for k, v in sorted(evaluation.bound.items()))
         told.append(
@@ -127,7 +129,7 @@ def _shares(name: str, evaluation: Evaluation) -> list[str]:
             f"count as wrong; if all of those were right it would be {most or 'more'}."
         )
     if evaluation.note:
-        told.append(f"{name.capitalize()}: {plain(evaluation.note)}.")
+        told.append(f"{name.capitalize()}: {plain(public_text(evaluation.note))}.")
     return told
 
 
@@ -138,7 +140,7 @@ def _groups(facts: Facts, trained: Evaluation) -> list[str]:
     if not parts:
         return []
     rows = [
-        [plain(part), *(_interval(e.groups.get(part)) for _, e in columns)]
+        [plain(public_text(part)), *(_interval(e.groups.get(part)) for _, e in columns)]
         for part in parts[:MOST_GROUPS]
     ]
     more = len(parts) - MOST_GROUPS

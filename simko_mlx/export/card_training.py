@@ -12,8 +12,7 @@ from simko_mlx.config import leaves
 from simko_mlx.data import SOURCES
 from simko_mlx.export.card_facts import Facts
 from simko_mlx.export.card_results import eval_command
-from simko_mlx.export.markdown import code, link, plain, table
-from simko_mlx.hub import looks_like_id
+from simko_mlx.export.markdown import block, code, link, listed, plain, table
 
 SIMKO_ONLY = ("alpha", "simko_k", "entropy_quantile", "rank1_penalty")
 VERSIONS = ("simko-mlx", "mlx", "mlx-lm", "transformers", "numpy", "python")
@@ -62,7 +61,7 @@ def _data(facts: Facts) -> list[str]:
         high = 1.0 if high is None else high
         filters.append(f"only problems with a measured pass rate from {low:g} to {high:g}")
     if data.deduplicate and not generator:
-        filters.append("one row of each prompt")
+        filters.append("only one row of each prompt")
     if data.bad_rows == "drop":
         filters.append("rows that could not be read were dropped")
     if facts.config.prompt.too_long == "drop":
@@ -79,7 +78,7 @@ def _held_out(facts: Facts) -> str:
         return f"Held out: split {code(data.eval_split)}."
     if data.eval_path is not None:
         return f"Held out: the file {code(PurePath(data.eval_path).name)}."
-    if data.heldout == 0:
+    if not facts.held_out:
         return "Nothing was held out."
     if data.source not in SOURCES:
         return f"Held out: up to {data.heldout:,} problems, as the source divides them."
@@ -132,14 +131,14 @@ def _trained(facts: Facts) -> list[str]:
                     f"{source.step:,}.")  # fmt: skip
     if config.policy.adapter_path:
         path = config.policy.adapter_path
-        name = PurePath(path).name if path.startswith("~") else path
+        name = code(PurePath(path).name if path.startswith("~") else path)
+        if facts.start_id:
+            name = link(facts.start_id, f"https://huggingface.co/{facts.start_id}")
         at = config.policy.adapter_revision
         revision = f" at revision {code(at)}" if at else ""
-        told.append(
-            f"Training started from the adapter {code(name)}{revision}, not from the base alone."
-        )
+        told.append(f"Training started from the adapter {name}{revision}, not from the base alone.")
     if not source.is_lora:
-        return [*told, "All weights of the model were trained."]
+        return [*told, "All weights of the model were trained.", *_scaled(facts)]
     lora = source.settings.get("lora_parameters") or {}
     layers = source.settings.get("num_layers")
     some = isinstance(layers, int) and layers > 0
@@ -150,12 +149,13 @@ def _trained(facts: Facts) -> list[str]:
         f"directly, alpha / rank in PEFT's words), dropout {lora.get('dropout', 0.0):g}, on "
         f"{where} of {f'the last {layers} blocks' if some else 'all blocks'}."
     )
-    if source.scale != 1:
-        told.append(
-            f"After training the adapter's effect was multiplied by {source.scale:g}, between the "
-            "base (0) and the trained model (1)."
-        )
-    return told
+    return [*told, *_scaled(facts)]
+
+
+def _scaled(facts: Facts) -> list[str]:
+    scale = facts.source.scale
+    told = f"After training {facts.effect} was multiplied by {scale:g}: 0 is the base, 1 the model"
+    return [] if scale == 1 else [f"{told} as it was trained."]
 
 
 def _machine(facts: Facts) -> list[str]:
@@ -229,8 +229,8 @@ def limits(facts: Facts) -> list[str]:
             told.append(
                 "The held-out problems come from the same source as those that were trained on."
             )
-    if facts.measured.best is not None and facts.source.step != config.steps:
-        best = facts.measured.best
+    best = facts.measured.best
+    if trained is not None and best is not None and facts.source.step != config.steps:
         told.append(
             f"This checkpoint was the best of the run's small evaluations ({plain(best['metric'])} "
             f"on {best['problems']} problems), which are among the held-out ones: the figures "
@@ -239,10 +239,17 @@ def limits(facts: Facts) -> list[str]:
     told.append("Other tasks, and what training on this one did to other abilities, were not "
                 "measured; neither was safety.")  # fmt: skip
     if facts.may_be_pleased:
-        names = ", ".join(dict.fromkeys(code(name) for name in facts.may_be_pleased))
+        names = list(dict.fromkeys(code(name) for name in facts.may_be_pleased))
+        what, checks = listed(names), "checks" if len(names) == 1 else "check"
+        some = "Part of the reward" if len(names) < len(set(facts.verifiers)) else "The reward"
         told.append(
-            f"The reward is what {names} checks and nothing else: a model can learn to satisfy it "
+            f"{some} is what {what} {checks} and nothing else: a model can learn to satisfy that "
             "with text that is not good otherwise, which these figures would not show."
+        )
+    if trained is not None and "fused" in facts.kinds and facts.source.is_lora:
+        told.append(
+            "The figures were measured with the adapter beside its base, not with these merged "
+            "weights, which are rounded to their type."
         )
     if facts.source.is_lora and facts.base.quantization is not None:
         bits = facts.base.quantization.get("bits")
@@ -260,8 +267,13 @@ def licence(facts: Facts) -> list[str]:
             f"The licence of the base model, {base}, was not found in its files. Look it up before "
             "you use or share this: what is made from a model is bound by its licence."
         ]
-    return [f"The base model, {base}, has the licence {code(facts.base.licence)}, as its own card "
-            "says, and what is made from it is bound by that."]  # fmt: skip
+    name = f" ({plain(facts.base.licence_name)})" if facts.base.licence_name else ""
+    where = facts.base.licence_link
+    read = f" Its text: {link(where, where)}." if where and where.startswith("https://") else ""
+    return [
+        f"The base model, {base}, has the licence {code(facts.base.licence)}{name}, as its own "
+        f"card says, and what is made from it is bound by that.{read}"
+    ]
 
 
 def reproduction(facts: Facts) -> list[str]:
@@ -270,11 +282,15 @@ def reproduction(facts: Facts) -> list[str]:
     steps = f" --steps {facts.source.step}" if facts.source.step != config.steps else ""
     versions = [f"{v} {facts.env(v)}" for v in ("simko-mlx", "mlx", "mlx-lm") if facts.env(v)]
     needed = f"With {', '.join(versions)}:" if versions else "With simko-mlx:"
-    commands = f"```sh\nsimko-mlx train -c training/config.yaml{steps}\n{eval_command(facts)}\n```"
-    told = [
-        f"`RUN` is the folder that the first command prints. The seed is {config.seed}; other "
-        "machines and versions round differently, and soon sample other tokens."
-    ]
+    commands = [f"simko-mlx train -c training/config.yaml{steps}"]
+    told = []
+    if facts.held_out:
+        commands.append(eval_command(facts))
+        told.append("`RUN` is the folder that the first command prints.")
+    told.append(
+        f"The seed is {config.seed}; other machines and versions round differently, and soon "
+        "sample other tokens."
+    )
     yours = [f"`{key}`" for key in _local_files(facts)]
     if yours:
         told.append(f"Name your own copies of the files in {', '.join(yours)} first.")
@@ -283,7 +299,7 @@ def reproduction(facts: Facts) -> list[str]:
     if facts.own_code:
         names = ", ".join(code(name) for name in facts.own_code)
         told.append(f"The run used code of its author's that is not here: {names}.")
-    return [needed, commands, " ".join(told)]
+    return [needed, block("\n".join(commands), "sh"), " ".join(told)]
 
 
 def _options_of(facts: Facts) -> list[Any]:
@@ -294,7 +310,7 @@ def _local_files(facts: Facts) -> Sequence[str]:
     config = facts.config
     values = {
         "model": facts.base.hub_id is None and config.model != "embedded",
-        "policy.adapter_path": config.policy.adapter_path,
+        "policy.adapter_path": config.policy.adapter_path and not facts.start_id,
         "prompt.few_shot_path": config.prompt.few_shot_path,
         "data.path": config.data.path and config.data.source != "hf",
         "data.eval_path": config.data.eval_path,
@@ -311,7 +327,12 @@ def base_remark(facts: Facts) -> str:
     if base.quantization is not None:
         bits = base.quantization.get("bits")
         made = "whose original its card does not name"
-        if base.made_from and looks_like_id(base.made_from):
-            made = f"made from {link(base.made_from, f'https://huggingface.co/{base.made_from}')}"
+        if facts.original_id:
+            address = f"https://huggingface.co/{facts.original_id}"
+            made = f"made from {link(facts.original_id, address)}"
+        elif base.made_from:
+            made = f"made from {code(PurePath(base.made_from).name)}"
         told.append(f"It is a model of {bits} bits, {made}.")
+        if "fused" in facts.kinds:
+            told.append("These files hold its weights dequantised.")
     return " ".join(told)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shlex
+from datetime import date
 
 from simko_mlx.data import load
 from simko_mlx.export.card_facts import Facts
-from simko_mlx.export.markdown import block, code
-from simko_mlx.export.peft import peft_base
+from simko_mlx.export.markdown import block, code, literal
 from simko_mlx.model_files import EMBEDDED
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
 QUESTION = "YOUR QUESTION"
+ORIGINAL = "ORIGINAL"  # in commands, for what a quantised base was made from
 SHOWN = ("countdown", "instructions")  # problem sources that are made offline, of nobody's data
 
 
@@ -29,12 +29,14 @@ def usage(facts: Facts) -> list[str]:
 def prompt_format(facts: Facts) -> list[str]:
     """What the model was asked like; without it the figures don't hold."""
     prompt = facts.config.prompt
-    told = ["The figures hold for prompts in the form that the run trained with:", ""]
+    told = ["The run trained with prompts of this form:", ""]
+    if facts.measured.trained is not None:
+        told[0] = "The figures hold for prompts in the form that the run trained with:"
     if facts.uses_chat:
         thinking = "on" if prompt.thinking else "off"
         told.append(f"- the tokenizer's chat template, thinking {thinking} (`enable_thinking`)")
-        if prompt.date:
-            told.append(f"- date, where the template has one: {code(prompt.date)}")
+        if prompt.date and _has_date(facts):
+            told.append(f"- the date that the template inserts: {code(prompt.date)}")
     else:
         told.append("- plain text without a chat template, which the model continues")
     if prompt.few_shot:
@@ -83,6 +85,8 @@ def _placeholders(facts: Facts) -> str:
                 f"`MODEL` is the folder of the base model, {code(facts.base_short)}, which is not "
                 "on the Hub under a name that the run knew."
             )
+    if facts.in_transformers and "fused" not in facts.kinds and _peft_model(facts) == ORIGINAL:
+        told.append(f"`{ORIGINAL}` is the model in full precision that the base was made from.")
     return " ".join(told)
 
 
@@ -93,18 +97,29 @@ def _messages(facts: Facts) -> list[str]:
     if facts.uses_chat:
         lines = ["messages = ["]
         if prompt.system is not None:
-            lines.append(f'    {{"role": "system", "content": {_literal(prompt.system)}}},')
-        return [*lines, f'    {{"role": "user", "content": {_literal(text)}}},', "]"]
+            lines.append(f'    {{"role": "system", "content": {literal(prompt.system)}}},')
+        return [*lines, f'    {{"role": "user", "content": {literal(text)}}},', "]"]
     whole = text if prompt.system is None else f"{prompt.system}\n\n{text}"
-    return [f"prompt = {_literal(whole)}"]
+    return [f"prompt = {literal(whole)}"]
 
 
-def _literal(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+def _has_date(facts: Facts) -> bool:
+    return any(name in facts.chat_template for name in ("date_string", "strftime_now"))
 
 
-def _thinking(facts: Facts) -> str:
-    return str(facts.config.prompt.thinking)
+def _chat_arguments(facts: Facts) -> dict[str, object]:
+    """What the run gives to the chat template."""
+    prompt = facts.config.prompt
+    given: dict[str, object] = {}
+    if prompt.date and "date_string" in facts.chat_template:
+        given["date_string"] = date.fromisoformat(prompt.date).strftime("%d %b %Y")
+    return {"enable_thinking": prompt.thinking, **given}
+
+
+def _chat_call(facts: Facts, more: str = "") -> str:
+    given = [f"{name}={value!r}" for name, value in _chat_arguments(facts).items()]
+    arguments = ", ".join(["messages", "add_generation_prompt=True", *given])
+    return f"tokenizer.apply_chat_template({arguments}{more})"
 
 
 def _limit(facts: Facts) -> int:
@@ -121,18 +136,17 @@ def _mlx(facts: Facts) -> list[str]:
         model, adapter = facts.place, ""
     else:
         model, adapter = facts.model, f', adapter_path="{facts.mlx_folder}"'
+        if facts.base.revision:
+            adapter += f', revision="{facts.base.revision}"'
     lines = [
         "from mlx_lm import generate, load",
         "from mlx_lm.sample_utils import make_sampler",
         "",
-        f"model, tokenizer = load({_literal(model)}{adapter})",
+        f"model, tokenizer = load({literal(model)}{adapter})",
         *_messages(facts),
     ]
     if facts.uses_chat:
-        lines.append(
-            "prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, "
-            f"enable_thinking={_thinking(facts)})"
-        )
+        lines.append(f"prompt = {_chat_call(facts)}")
     temperature = repr(facts.temperature)
     lines += [
         f"sampler = make_sampler(temp={temperature})",
@@ -153,23 +167,22 @@ def _transformers(facts: Facts) -> list[str]:
     if not fused:
         lines.insert(0, "from peft import PeftModel")
     lines += [
-        f"tokenizer = AutoTokenizer.from_pretrained({_literal(model)}{revision})",
-        f'model = AutoModelForCausalLM.from_pretrained({_literal(model)}{revision}, dtype="auto")',
+        f"tokenizer = AutoTokenizer.from_pretrained({literal(model)}{revision})",
+        f'model = AutoModelForCausalLM.from_pretrained({literal(model)}{revision}, dtype="auto")',
     ]
     if not fused:
-        lines.append(f"model = PeftModel.from_pretrained(model, {_literal(facts.place)})")
+        lines.append(f"model = PeftModel.from_pretrained(model, {literal(facts.place)})")
     lines += _messages(facts)
     if facts.uses_chat:
         lines.append(
-            "inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, "
-            f'enable_thinking={_thinking(facts)}, return_dict=True, return_tensors="pt")'
+            f"inputs = {_chat_call(facts, ', return_dict=True, return_tensors=' + literal('pt'))}"
         )
     else:
         lines.append('inputs = tokenizer(prompt, return_tensors="pt")')
     temperature = repr(facts.temperature)
-    lines += [
+    lines += [  # all of it, since the model's own generation_config.json may say otherwise
         f"output = model.generate(**inputs, max_new_tokens={_limit(facts)}, do_sample=True, "
-        f"temperature={temperature}, top_k=0, top_p=1.0)",
+        f"temperature={temperature}, top_k=0, top_p=1.0, repetition_penalty=1.0)",
         "answer = output[0, inputs['input_ids'].shape[1] :]",
         "print(tokenizer.decode(answer, skip_special_tokens=True))",
     ]
@@ -187,7 +200,7 @@ def _transformers(facts: Facts) -> list[str]:
 def _peft_model(facts: Facts) -> str:
     """The base model in commands of transformers and vLLM."""
     quantised = facts.base.quantization is not None
-    return peft_base(facts.base) if quantised and facts.base.made_from else facts.model
+    return facts.original_id or ORIGINAL if quantised else facts.model
 
 
 def _vllm(facts: Facts) -> list[str]:
@@ -208,17 +221,18 @@ def _vllm(facts: Facts) -> list[str]:
     if facts.uses_chat:
         system = [] if prompt.system is None else [{"role": "system", "content": prompt.system}]
         body["messages"] = [*system, {"role": "user", "content": text}]
-        body["chat_template_kwargs"] = {"enable_thinking": prompt.thinking}
+        body["chat_template_kwargs"] = _chat_arguments(facts)
     else:
         body["prompt"] = text if prompt.system is None else f"{prompt.system}\n\n{text}"
     body |= {"max_tokens": _limit(facts), "temperature": facts.temperature}
-    body |= {"top_p": 1.0, "top_k": -1}  # vLLM would take the model's own defaults
+    # vLLM would take the model's own defaults.
+    body |= {"top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0}
     way = "chat/completions" if facts.uses_chat else "completions"
     ask = (
         f"curl http://localhost:8000/v1/{way} -H 'Content-Type: application/json' "
-        f"-d {shlex.quote(json.dumps(body, ensure_ascii=False))}"
+        f"-d {shlex.quote(literal(body))}"
     )
-    return [block(f"{serve}\n{ask}", "sh")]
+    return [block(f"{serve}\n# and in another terminal\n{ask}", "sh")]
 
 
 def _lm_studio(facts: Facts) -> list[str]:
@@ -228,7 +242,8 @@ def _lm_studio(facts: Facts) -> list[str]:
         return [f"Put the files into a folder {folder}{download}, and load it there."]
     told = "LM Studio loads whole models, no adapters"
     if "mlx" not in facts.kinds:
-        export = f"simko-mlx export RUN --step {facts.source.step} --to fused --out FUSED"
+        scale = f" --scale {facts.source.scale!r}" if facts.source.scale != 1 else ""
+        export = f"simko-mlx export RUN --step {facts.source.step}{scale} --to fused --out FUSED"
         return [f"{told}: where the run is, `{export}` makes one; put it into a folder {folder}."]
     dequantize = " --dequantize" if facts.base.quantization is not None else ""
     fuse = (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import quote
 
 REPLACEMENT = "\ufffd"
@@ -21,6 +23,12 @@ def _clean(text: str) -> str:
 def _is_control(char: str) -> bool:
     hidden = char in _BIDI or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
     return hidden and char not in "\n\t"
+
+
+def literal(value: Any) -> str:
+    """A value as JSON and Python write it, on one line; what ``block`` would replace is escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(f"\\u{ord(char):04x}" if _is_control(char) else char for char in text)
 
 
 def one_line(text: str) -> str:
@@ -56,6 +64,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool =
     set to the right."""
     lines = [head, ["---", *["---:" if numbers else "---"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def listed(parts: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join(part for part in (", ".join(parts[:-1]), *parts[-1:]) if part)
 
 
 def link(text: str, url: str) -> str:

@@ -66,7 +66,11 @@ def read_measured(source: Source) -> Measured:
     fitting: dict[str, Evaluation] = {}
     others: dict[str, Evaluation] = {}
     own = [e for name in ("base", START) for e in _evaluations(folder / f"{name}.json")]
-    for each in [*kept, *own]:
+    # A base is the same beside every step and scale.
+    others_kept = [
+        e for path in sorted(folder.glob("eval-step-*.json")) for e in _evaluations(path)
+    ]
+    for each in [*kept, *own, *others_kept]:
         if each.label in ("base", START):
             (fitting if comparable(each, trained) else others).setdefault(each.label, each)
     remarks = [_difference(e, trained) for name, e in others.items() if name not in fitting]

@@ -137,7 +137,9 @@ def ticks(low: float, high: float, most: int, *, whole: bool = False) -> list[fl
 
 def _number(value: float, step: float) -> str:
     places = max(0, -math.floor(math.log10(step) + 1e-9))
-    return f"{value + 0.0:,.{places}f}".replace("-", "\N{MINUS SIGN}")
+    text = f"{value + 0.0:,.{places}f}"
+    text = text if len(text) <= 7 else f"{value:g}"  # what fits beside the axis
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def pass_at_k(series: Sequence[Series]) -> str:
@@ -197,7 +199,7 @@ def _apart(places: Sequence[float], frame: Frame) -> list[float]:
     result = list(places)
     for before, i in pairwise(order):
         result[i] = max(result[i], result[before] + LINE_HEIGHT)
-    floor = frame.bottom - 2
+    floor = frame.bottom - 7  # of a single k, labels stand within the axes
     for i in reversed(order):
         result[i] = min(result[i], floor)
         floor = result[i] - LINE_HEIGHT

@@ -70,6 +70,15 @@ def test_dry_run_tells_the_origin_of_each_key_and_loads_no_model(simko):
         (["eval", "nosuch"], "not a run directory"),
         (["eval", "nosuch", "--k", "1,b"], "1,8,64"),
         (["eval"], "RUN"),
+        (["export", "nosuch", "--to", "mlx", "--out", "x"], "not a run directory"),
+        (["export", "nosuch", "--to", "mlx", "--out", "x", "--base", "m"], "--to peft"),
+        (["export", "nosuch", "--to", "peft", "--out", "x", "--llama-cpp", "m"], "--to gguf"),
+        (["export", "nosuch", "--to", "peft", "--out", "x", "--python", "m"], "--check"),
+        (
+            ["export", "nosuch", "--to", "peft", "--out", "x", "--check", "--python", "nosuch"],
+            "no such program",
+        ),
+        (["export", "nosuch", "--to", "gguf", "--out", "x", "--check"], "--check can't load gguf"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(simko, args, words):

@@ -132,6 +132,19 @@ def test_tables_fit_the_terminal_whatever_the_k(width):
     assert file.getvalue().count("pass@32") == 1
 
 
+def test_long_names_of_groups_leave_the_figures_their_room():
+    import dataclasses
+
+    found = evaluation("base", 0.2)
+    name = "[bold]level[/bold] " + "a long name | " * 9
+    found = dataclasses.replace(found, groups={name: Interval(0.184, 0.161, 0.209)})
+    file = io.StringIO()
+    summary.show_evaluations({"base": found, "trained": found}, Console(file=file, width=80))
+    row = next(line for line in file.getvalue().splitlines() if "long name" in line)
+    assert row.startswith("[bold]level[/bold] a long name")
+    assert row.count("18.4 [16.1, 20.9]") == 2
+
+
 def test_no_change_is_shown_between_different_problems():
     import dataclasses
 

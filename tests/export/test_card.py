@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import re
@@ -9,9 +10,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from markdown_it import MarkdownIt
@@ -23,6 +25,7 @@ from simko_mlx.export.base import Base, describe_base
 from simko_mlx.export.card import card_files
 from simko_mlx.export.source import Source, read_source
 from simko_mlx.metrics import clustered_interval, paired_difference, pass_at_k
+from simko_mlx.model_files import EMBEDDED
 from tests.runs import Recorder, run, small_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -246,7 +249,7 @@ def test_what_can_be_told_from_nothing_is_told(again):
     assert "For k = 1, 2, 4 the interval of the change from base includes 0" in text
     assert "25.0 % of trained's completions could not be scored" in text
     assert "pass@1 75.0 %, pass@2 90.0 %, pass@4 100.0 %" in text
-    assert "12.5 % of trained's completions were cut off" in text
+    assert "cut off at the limit of tokens: base 0.0 %, trained 12.5 %." in text
     assert "| chance | 10.0 | 20.0 | 30.0 |" in text and "a\\|b" in text
     keep(again, evaluation("base", [8] * 40), evaluation("step 4", [0] * 40))
     text = text_of(make(read_source(again)))
@@ -338,6 +341,9 @@ def test_full_fine_tuning(tmp_path):
     assert data["base_model_relation"] == "finetune" and "lora" not in data.tags
     assert "All weights of the model were trained" in text_of(files)
     assert "LoRA of rank" not in text_of(files)
+    half = text_of(make(read_source(tmp_path / "run", scale=0.5), "mlx"))
+    assert "The change of the weights by training is multiplied by 0.5." in half
+    assert "the adapter's effect" not in half
 
 
 def test_a_run_that_started_from_an_adapter(again):
@@ -350,6 +356,11 @@ def test_a_run_that_started_from_an_adapter(again):
         assert row in text
     assert "Training started from the adapter `first-adapter`" in text
     assert "/srv/private" not in b"".join(make(source).values()).decode()
+    assert "copies of the files in `policy.adapter_path`" in text
+    source = changed(source, policy__adapter_path="owner/first", policy__adapter_revision="v2")
+    text = text_of(make(source))
+    assert "[owner/first](https://huggingface.co/owner/first) at revision `v2`" in text
+    assert "copies of the files" not in text
 
 
 def test_combined_verifiers_own_functions_and_restricted_sampling(trained):
@@ -365,21 +376,25 @@ def test_combined_verifiers_own_functions_and_restricted_sampling(trained):
     text = text_of(files)
     assert "1 x `number`, 0.5 x `my.rewards:polite` with" in text
     assert "does not decide what is correct" in text
-    assert "a model can learn to satisfy it" in text and "`my.losses:mine`" in text
+    assert "with the verifiers `number` and `my.rewards:polite`." in text
+    assert "Part of the reward is what `my.rewards:polite` checks" in text
+    assert "`my.losses:mine`" in text
     assert "custom-objective" in text and "Sampling was restricted" in text
     assert "that is not here: `my.rewards:polite`, `my.losses:mine`." in text
     assert "that is not here" not in text_of(make(read_source(trained)))
     exact = text_of(make(read_source(trained)))
-    assert "a model can learn to satisfy it" not in exact
+    assert "a model can learn to satisfy" not in exact and "the verifier `countdown`." in exact
 
 
 def test_the_best_of_several_checkpoints_is_called_that(again):
     state = json.loads((again / "checkpoints/step-000002/state.json").read_bytes())
     assert state["best"]["step"] == 2  # its small evaluation was the first
+    assert "the best of the run's small evaluations" not in text_of(make(read_source(again, 2)))
+    keep(again, evaluation("step 2", [1, 2, 3]), step=2)
     assert "the best of the run's small evaluations" in text_of(make(read_source(again, 2)))
 
 
-def test_a_quantised_base_names_its_original(trained):
+def test_a_quantised_base_names_its_original(trained, tmp_path):
     config = {"quantization": {"bits": 4, "group_size": 64}}
     base = {"hub_id": "owner/base-4bit", "made_from": "owner/base", "config": config}
     text = text_of(make(read_source(trained), repo="me/mine", **base))
@@ -387,6 +402,79 @@ def test_a_quantised_base_names_its_original(trained):
     assert 'AutoModelForCausalLM.from_pretrained("owner/base", dtype="auto")' in text
     assert 'load("owner/base-4bit", adapter_path="FOLDER/mlx")' in text
     assert "--dequantize" in text and "do not hold exactly" in text
+    base["made_from"] = str(tmp_path / "converted")
+    local = text_of(make(read_source(trained), "peft", **base))
+    assert str(tmp_path) not in local and "made from `converted`." in local
+    assert 'from_pretrained("ORIGINAL"' in local and "`ORIGINAL` is the model" in local
+    fused = text_of(make(read_source(trained), "fused", **base))
+    assert "These files hold its weights dequantised." in fused
+    assert "not with these merged weights" in fused and "merged weights" not in text
+
+
+def test_a_folder_of_another_machine_is_no_original(tmp_path):
+    shutil.copytree(EMBEDDED, tmp_path / "model")
+    for name, known in (("/Users/ann/llama", None), ("~/llama", None), ("a/b.c", "a/b.c")):
+        (tmp_path / "model/README.md").write_text(f"---\nbase_model: {name}\n---\n")
+        assert describe_base(small_config(model=str(tmp_path / "model"))).made_from == known
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("license: llama3.2", "has the licence `llama3.2`, as its own card"),
+        ("license: [mit, apache-2.0]", "has the licence `mit, apache-2.0`, as its own card"),
+        (
+            "license: other\nlicense_name: own-terms\nlicense_link: https://x.org/LICENSE",
+            "`other` (own-terms), as its own card",
+        ),
+        ("license: other\nlicense_link: LICENSE", "has the licence `other`, as its own card"),
+    ],
+)
+def test_the_licence_is_what_the_bases_card_says(trained, tmp_path, written, shown):
+    folder = tmp_path / "model"
+    shutil.copytree(EMBEDDED, folder)
+    (folder / "README.md").write_text(f"---\n{written}\n---\n")
+    source = changed(read_source(trained), model=str(folder))
+    files = card_files(source, describe_base(source.config), ("mlx",))
+    assert shown in text_of(files)
+    link = "https://x.org/LICENSE"
+    assert (f"Its text: [{link}]({link})." in text_of(files)) == (link in written)
+    data = loaded(files, tmp_path).data.to_dict()
+    known = yaml.safe_load(written)
+    if isinstance(known["license"], str):
+        assert {k: data.get(k) for k in known} == known
+
+
+def test_the_code_asks_as_the_run_did(trained, tmp_path):
+    """Templates that take a date get the run's, and no setting of the model's own comes between."""
+    source = changed(read_source(trained), prompt__date="2026-01-31", prompt__chat="always")
+    plain = text_of(make(source, "fused", path=tmp_path, config={"model_type": "llama"}))
+    assert "date_string" not in plain and "the date that the template" not in plain
+    assert "top_p=1.0, repetition_penalty=1.0)" in plain and '"repetition_penalty": 1.0' in plain
+    (tmp_path / "chat_template.jinja").write_text("{{ date_string }}")
+    text = text_of(make(source, "fused", path=tmp_path, config={"model_type": "llama"}))
+    assert text.count("enable_thinking=False, date_string='31 Jan 2026'") == 2
+    assert '"date_string": "31 Jan 2026"' in text
+    assert "- the date that the template inserts: `2026-01-31`" in text
+
+
+def test_a_run_that_held_nothing_out(again):
+    for path in (again / "evaluations").iterdir():
+        path.unlink()
+    source = changed(read_source(again), data__heldout=0)
+    text = text_of(make(source))
+    assert "Not measured: the run held no problems out." in text and "eval RUN" not in text
+    assert "Nothing was held out." in text and "The figures" not in text
+
+
+def test_a_base_measured_beside_another_checkpoint_counts(again):
+    for name in ("base.json", "step-4.json"):
+        (again / "evaluations" / name).unlink()
+    keep(again, evaluation("base", [0, 1, 2]), evaluation("step 4", [3, 4, 5]))
+    keep(again, evaluation("step 4, scale 0.5", [2, 3, 4], scale=0.5), scale=0.5)
+    half = text_of(make(read_source(again, scale=0.5)))
+    assert "| base |" in half and "change from base" in half
+    assert "--step 4 --scale 0.5 --to fused" in text_of(make(read_source(again, scale=0.5), "peft"))
 
 
 def test_commands_fit_what_lies_beside_the_card(trained):
@@ -463,8 +551,9 @@ HOSTILE = (
 
 
 def test_text_of_others_stays_text(again, tmp_path):
-    part = evaluation("step 4", [1, 2, 3], groups={HOSTILE: clustered_interval([0.5, 0.5])})
-    keep(again, dataclasses.replace(part, label="base"), dataclasses.replace(part, note=HOSTILE))
+    name = f"{HOSTILE} {SECRETS[0]} {SECRETS[3]}"
+    part = evaluation("step 4", [1, 2, 3], groups={name: clustered_interval([0.5, 0.5])})
+    keep(again, dataclasses.replace(part, label="base"), dataclasses.replace(part, note=name))
     source = changed(
         read_source(again), data__source="jsonl", data__path=f"{HOSTILE}.jsonl",
         prompt__system=HOSTILE, prompt__template=f"{HOSTILE}{{prompt}}'\"", prompt__chat="always",
@@ -481,6 +570,7 @@ def test_text_of_others_stays_text(again, tmp_path):
         assert headings[1:] == SECTIONS
         assert not found & {"html_block", "html_inline"}
         text = text_of(files)
+        assert not any(s in text.replace("\\", "") for s in SECRETS)
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202e]", text)
         card = loaded(files, tmp_path)
         assert card.data.license is None
@@ -489,5 +579,12 @@ def test_text_of_others_stays_text(again, tmp_path):
         for table in tables:
             cells = {len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}
             assert len(cells) == 1, table
-        for code in re.findall(r"^(`{3,})python\n(.*?)\n\1$", text, re.M | re.S):
-            compile(code[1], "card", "exec")
+        for _, code in re.findall(r"^(`{3,})python\n(.*?)\n\1$", text, re.M | re.S):
+            asked = next(node for node in ast.parse(code).body if _assigns(node, "messages"))
+            system, user = ast.literal_eval(asked.value)
+            assert system["content"] == HOSTILE  # to the letter, whatever is in it
+            assert user["content"] == f"{HOSTILE}YOUR QUESTION'\""
+
+
+def _assigns(node: ast.stmt, name: str) -> TypeGuard[ast.Assign]:
+    return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name
