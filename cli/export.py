@@ -24,7 +24,7 @@ PATH = click.Path(path_type=Path)
     "--scale", metavar="W", type=float, default=1.0, help="Multiplies the adapter's effect."
 )
 @click.option("--dtype", type=click.Choice(["bf16", "f16", "f32"]), help="Type of the weights.")
-@click.option("--base", metavar="MODEL", help="peft: the original of a quantised base.")
+@click.option("--base", metavar="MODEL", help="peft: the base's name on the Hub, or its original.")
 @click.option("--check", is_flag=True, help="Load the export again and compare its logits.")
 @click.option("--python", metavar="PYTHON", help="One with torch, transformers and peft.")
 @click.option("--llama-cpp", metavar="DIR", type=PATH, help="gguf: a checkout of llama.cpp.")

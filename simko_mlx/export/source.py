@@ -68,7 +68,7 @@ def read_source(run_dir: Path, step: int | str = "last", scale: float = 1.0) -> 
     """
     require(
         math.isfinite(scale) and 0 <= scale <= LARGEST,
-        f"The scale is {scale}: give a number from 0 (the base model) by 1 (as trained) upwards, "
+        f"The scale is {scale}: give a number from 0 upwards (0 is the base model, 1 as trained), "
         f"to {LARGEST:,} at most.",
     )
     config = from_run(run_dir / "config.yaml")
