@@ -11,6 +11,7 @@ import mlx.nn as nn
 from mlx_lm.utils import _get_classes, load_config, load_model, load_tokenizer
 
 from simko_mlx import hub
+from simko_mlx.rope_settings import overlooked
 from simko_mlx.types import UserError, require
 from simko_mlx.weights_file import check_safetensors
 
@@ -109,7 +110,8 @@ def load_files(path: Path, name: str, *, lazy: bool = False) -> tuple[nn.Module,
 
     usual = (ValueError, LookupError, TypeError, OSError, AttributeError, RuntimeError)
     try:
-        model, config = load_model(path, lazy=lazy)
+        settings = overlooked(load_config(path))
+        model, config = load_model(path, lazy=lazy, model_config=settings)
         if not lazy:
             to_column_major(model)
         return model, _tokenizer(path, name, config.get("eos_token_id"))
@@ -169,6 +171,7 @@ def outline_files(name: str, revision: str | None = None) -> tuple[nn.Module, An
         return *load_files(path, name, lazy=True), path
     try:
         config = load_config(path)
+        config |= overlooked(config)
         model_class, args_class = _get_classes(config)
         model = model_class(args_class.from_dict(config))
         dtype = getattr(mx, str(config.get("dtype") or config.get("torch_dtype")), mx.bfloat16)

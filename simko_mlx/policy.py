@@ -44,6 +44,7 @@ from simko_mlx.model_files import (
 from simko_mlx.prefix import is_recurrent, prefix_caches
 from simko_mlx.prompts import PromptEncoder, prompt_limit, stop_tokens
 from simko_mlx.recompute import checkpointed_layers
+from simko_mlx.rope_settings import rope_notes
 from simko_mlx.types import TokenBatch, UserError, require
 
 
@@ -61,7 +62,7 @@ class Policy:
         self.context = context_length(path)
         self.adapter_config: dict[str, Any] = {}
         self.start: Path | None = None  # the adapter of policy.adapter_path, where it was loaded
-        self.notes: list[str] = []
+        self.notes: list[str] = rope_notes(path)
         self.together: Together | None = None  # see try_decoding
         self.unshared: str | None = None  # why completions can't share prompts while they decode
         self.tap: HeadTap | None = None  # see tap_head; without one, logits are held in full

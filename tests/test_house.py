@@ -39,6 +39,7 @@ LAYERS = [
         "peft_format",
         "prefix",
         "recompute",
+        "rope_settings",
         "rundir",
         "shared_prompts",
     },

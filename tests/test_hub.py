@@ -267,6 +267,7 @@ ASK = (
 )
 
 
+@pytest.mark.slow
 def test_programs_of_a_model_are_neither_run_nor_asked_about(hub, tmp_path):
     """The programs are in local folders, where nothing keeps them from being found."""
     of_model, of_tokenizer = tmp_path / "a", tmp_path / "b"
@@ -303,6 +304,7 @@ def test_an_auto_map_that_nothing_needs_is_no_reason_to_refuse(hub, files, tmp_p
     assert done.returncode == 0 and "custom.py" not in fetched(hub), done.stderr
 
 
+@pytest.mark.slow
 def test_adapters_of_the_hub(hub, tmp_path):
     home, base = tmp_path / "home", tmp_path / "base"
     [done] = simko(hub, home, train(base, f"model={MODEL}"))

@@ -19,6 +19,7 @@ def hub(tmp_path):
         yield found
 
 
+@pytest.mark.slow
 def test_answers_that_make_no_sense_are_a_sentence_and_the_cache_is_used(hub, tmp_path):
     look = data(f"model={MODEL}")
     html = {"status": 200, "headers": {"Content-Type": "text/html"}}

@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from simko_mlx.rope_settings import overlooked
 from simko_mlx.types import require
 
 ALLOWED = (
@@ -66,6 +67,8 @@ def new_config(
 ) -> bytes:
     """The base model's config.json; byte for byte, where nothing in it changes.
 
+    Settings that mlx-lm would overlook are written where it looks, too.
+
     Args:
         source: the base model's folder.
         dequantized: its weights are quantised no more.
@@ -75,6 +78,7 @@ def new_config(
     content = (source / "config.json").read_bytes()
     config: dict[str, Any] = json.loads(content)
     before = json.dumps(config)
+    config |= overlooked(config)
     if text_only:
         config.pop("vision_config", None)
     inner = config.get("text_config")

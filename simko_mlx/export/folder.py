@@ -18,11 +18,11 @@ from simko_mlx.export.card_facts import MLX_LAYOUT
 from simko_mlx.export.fused import write_fused
 from simko_mlx.export.gguf import commands, find_converter, write_gguf
 from simko_mlx.export.mlx_adapter import mlx_files
-from simko_mlx.export.positions import unread_positions
 from simko_mlx.export.source import Source, read_source
 from simko_mlx.export.tensor_files import has_names_of
 from simko_mlx.hub import looks_like_id
 from simko_mlx.imports import describe, import_function, raised_at
+from simko_mlx.rope_settings import rope_notes
 from simko_mlx.types import UserError, require
 
 # Writes files into a folder; returns sentences that the user should read. The type is f32, f16 or
@@ -68,11 +68,11 @@ class Exported:
 
 def _write_mlx(source: Source, base: Base, folder: Path, dtype: str | None) -> list[str]:
     write(folder, mlx_files(source, dtype or "f32"))
-    return []
+    return rope_notes(base.path)
 
 
 def _write_fused(source: Source, base: Base, folder: Path, dtype: str | None) -> list[str]:
-    notes = write_fused(source, base, folder, dtype) + unread_positions(base)
+    notes = write_fused(source, base, folder, dtype)
     if base.type in peft.OTHER_NAMES:
         notes.append(
             f"The layers of {base.type} models have other names in transformers, which can't load "

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from simko_mlx.export.base import Base
-from simko_mlx.export.positions import unread_positions
 from simko_mlx.export.source import Source
 from simko_mlx.export.tensors import to_safetensors
 from simko_mlx.peft_format import adapted_modules, is_embedding, to_peft
@@ -130,7 +129,6 @@ def notes(base: Base) -> list[str]:
             f"The layers of {base.type} models were never compared with transformers': --check "
             "does, where torch, transformers and peft are installed."
         )
-    said += unread_positions(base)
     if base.quantization is None:
         return said
     original = base.made_from or "the original"

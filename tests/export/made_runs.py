@@ -16,7 +16,6 @@ import mlx.nn as nn
 import numpy as np
 import safetensors.numpy
 from mlx.utils import tree_flatten
-from mlx_lm.utils import load_model
 
 from simko_mlx import checkpoint
 from simko_mlx.adapters import new_adapter
@@ -76,10 +75,12 @@ def write_base(
     dtype: mx.Dtype = mx.float32,
     bits: int | None = None,
     mode: str = "affine",
+    rope: dict[str, Any] | None = None,
 ) -> Path:
     """A random model in the layout of the family's files on the Hub; quantised as mlx-lm does.
 
-    ``mode`` "mixed" gives the down projections 8 bits instead of ``bits``.
+    ``mode`` "mixed" gives the down projections 8 bits instead of ``bits``; ``rope`` are settings
+    of rotary embeddings where transformers 5 writes them.
     """
     folder.mkdir(parents=True)
     size = make_tokenizer(folder)
@@ -97,6 +98,8 @@ def write_base(
     model.set_dtype(dtype)
     if bits:
         config["quantization"] = quantize(model, bits, mode)
+    if rope is not None:
+        config = {k: v for k, v in config.items() if k != "rope_theta"} | {"rope_parameters": rope}
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0]}))
     tensors = {}
@@ -182,10 +185,10 @@ TOKENS = [[7, 31, 200, 5, 90, 12, 12, 150, 33], [250, 3, 77, 18]]
 
 
 def logits(folder: Path, adapter: Path | None = None) -> list[np.ndarray]:
-    """What mlx-lm answers ``TOKENS`` with, in float32, by its own loading."""
+    """What the model answers ``TOKENS`` with, in float32, as a run loads it."""
     from mlx_lm.tuner.utils import load_adapters
 
-    model, _ = load_model(folder)
+    model, _ = load_files(folder, str(folder))
     if adapter is not None:
         load_adapters(model, str(adapter))
     model.set_dtype(mx.float32)

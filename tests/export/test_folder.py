@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 import safetensors.numpy
+from mlx_lm.utils import load_model
 
 from simko_mlx import checkpoint
+from simko_mlx.config import Config
 from simko_mlx.export import source as sources
 from simko_mlx.export.base import describe_base
 from simko_mlx.export.folder import Request, export, new_folder
 from simko_mlx.export.source import read_source
+from simko_mlx.model_files import load_files
+from simko_mlx.policy import load_base
+from simko_mlx.rope_settings import rope_notes
 from simko_mlx.types import UserError
 from tests.export.made_runs import write_base, write_run
 
@@ -113,30 +120,48 @@ def test_a_base_that_went_away(made, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_rotary_settings_that_mlx_lm_overlooks_are_told(tmp_path, family):
-    """As transformers 5 writes them."""
-    run = write_run(tmp_path / "run", write_base(tmp_path / "base", family), keys=KEYS)
-    path = tmp_path / "base" / "config.json"
-    config = json.loads(path.read_text())
+@pytest.mark.parametrize("scaling", [{"rope_type": "default"}, LINEAR])
+def test_rotary_settings_where_mlx_lm_overlooks_them(tmp_path, family, scaling):
+    """As transformers 5 writes them: the same model as with settings where mlx-lm looks."""
+    nested = {"rope_theta": 123.0, **scaling}
+    base = write_base(tmp_path / "base", family, rope=nested)
+    run = write_run(tmp_path / "run", base, keys=KEYS)
+    usual = tmp_path / "usual"
+    shutil.copytree(base, usual)
+    config = json.loads((base / "config.json").read_text())
+    scaled = {} if scaling["rope_type"] == "default" else {"rope_scaling": nested}
+    flat = {**config, "rope_parameters": None, "rope_theta": 123.0, **scaled}
+    (usual / "config.json").write_text(json.dumps(flat))
+
+    def answers(model) -> np.ndarray:
+        return np.array(model(mx.array([[5, 9, 20, 7, 3, 31, 12]])))
+
+    expected = answers(load_model(usual)[0])
+    overlooked = answers(load_model(base)[0])
+    assert np.abs(expected - overlooked).max() > 1e-2
+    np.testing.assert_array_equal(answers(load_files(base, "base")[0]), expected)
+    told = export(run, tmp_path / "mlx", Request("mlx")).notes
+    assert len(told) == 1 and '"rope_theta": 123.0' in told[0]
+    assert ("rope_scaling" in told[0]) is bool(scaled)
+    # The fused model is right in mlx-lm's own commands, too.
+    export(run, tmp_path / "zero", Request("fused", scale=0.0))
+    np.testing.assert_allclose(answers(load_model(tmp_path / "zero")[0]), expected, atol=1e-5)
+    policy = load_base(Config(model=str(base)))
+    assert policy.notes[0] == told[0]
+
+
+def test_rotary_settings_that_mlx_lm_reads_are_left_alone(tmp_path):
+    base = write_base(tmp_path / "base", "qwen3", rope={"rope_theta": 123.0})
+    assert rope_notes(base) == []
+    both = write_base(tmp_path / "both", "llama")
+    config = json.loads((both / "config.json").read_text())
     nested = {"rope_theta": config["rope_theta"], "rope_type": "default"}
-    for number, (changes, told) in enumerate(
-        [
-            ({"rope_parameters": nested}, False),  # both are there
-            ({"rope_parameters": {**nested, "rope_theta": 123.0}, "rope_theta": None}, True),
-            (
-                {
-                    "rope_parameters": {**nested, "rope_type": "linear", "factor": 2.0},
-                    "rope_theta": None,
-                },
-                True,
-            ),
-        ]
-    ):
-        changed = {k: v for k, v in {**config, **changes}.items() if v is not None}
-        path.write_text(json.dumps(changed))
-        for kind in ("peft", "fused"):
-            notes = export(run, tmp_path / f"{kind}{number}", Request(kind)).notes
-            assert any("rope_parameters" in note for note in notes) is told
+    (both / "config.json").write_text(json.dumps({**config, "rope_parameters": nested}))
+    assert rope_notes(both) == []
+    usual = write_base(
+        tmp_path / "default", "llama", rope={"rope_theta": 10000, "rope_type": "default"}
+    )
+    assert rope_notes(usual) == []  # what mlx-lm takes anyway
 
 
 def test_a_checkpoint_that_goes_away_while_it_is_read(made, tmp_path, monkeypatch):

@@ -20,7 +20,9 @@ from huggingface_hub import ModelCard
 from simko_mlx import checkpoint
 from simko_mlx.export.base import describe_base
 from simko_mlx.export.peft import peft_files
+from simko_mlx.export.push import check_repo
 from simko_mlx.export.source import read_source
+from simko_mlx.types import UserError
 from tests.export.pushing import (
     PATHS,
     ROOT,
@@ -144,6 +146,7 @@ def test_a_dry_run_lists_what_would_be_sent_without_network_or_token(run_dir, hu
     assert hub.requests == []
 
 
+@pytest.mark.slow
 def test_what_peft_can_not_say_is_left_out_or_refused(run_dir, hub, home, tmp_path):
     # The embedded model's layers have other names in transformers.
     folder = tmp_path / "run"
@@ -175,7 +178,7 @@ def some(cases: list, plain: int) -> list:
 
 
 @pytest.mark.parametrize(
-    ("changes", "args", "words"), some(REFUSED, 2), ids=lambda value: str(value)[:40]
+    ("changes", "args", "words"), some(REFUSED, 1), ids=lambda value: str(value)[:40]
 )
 def test_what_the_user_must_change_is_a_sentence_with_the_command_and_exit_code_2(
     run_dir, hub, home, changes, args, words
@@ -201,10 +204,15 @@ def test_what_the_user_must_change_is_a_sentence_with_the_command_and_exit_code_
         ("", "owner/name"),
     ],
 )
-def test_an_id_that_can_not_be_one_is_told_before_anything_is_done(run_dir, hub, home, repo, words):
-    done = simko(environment(hub, home), "push", run_dir, repo)
+def test_an_id_that_can_not_be_one(repo, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        check_repo(repo)
+
+
+def test_an_id_that_can_not_be_one_is_told_before_anything_is_done(run_dir, hub, home):
+    done = simko(environment(hub, home), "push", run_dir, "me/x/y")
     assert done.returncode == 2 and hub.requests == []
-    assert words in done.stderr and done.stderr.count("\n") == 1
+    assert "owner/name" in done.stderr and done.stderr.count("\n") == 1
 
 
 FAILURES = [
@@ -228,7 +236,7 @@ FAILURES = [
 
 
 @pytest.mark.parametrize(
-    ("pattern", "how", "code", "words"), some(FAILURES, 2), ids=lambda value: str(value)[:40]
+    ("pattern", "how", "code", "words"), some(FAILURES, 1), ids=lambda value: str(value)[:40]
 )
 def test_a_failure_is_one_sentence_and_the_same_push_succeeds_after_it(
     run_dir, hub, home, pattern, how, code, words
@@ -250,6 +258,7 @@ def test_a_failure_is_one_sentence_and_the_same_push_succeeds_after_it(
     assert len(hub.repo("me/x").history()) == 2
 
 
+@pytest.mark.slow
 def test_a_reply_that_was_lost_after_the_commit_makes_no_second_one(run_dir, hub, home):
     hub.fail("POST .*/commit/", drop="action")
     assert simko(environment(hub, home), "push", run_dir, "me/x").returncode == 1

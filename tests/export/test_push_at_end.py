@@ -43,6 +43,7 @@ def test_it_pushes_after_the_last_evaluation_and_when_it_is_resumed(hub, tmp_pat
     assert done.returncode == 0 and "Nothing has changed" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_failure_is_a_message_with_the_command_and_the_run_succeeds(hub, tmp_path):
     hub.fail("/commit/", status=500)
     done = train(hub, tmp_path, "--set", "hub.to=[mlx]")

@@ -62,6 +62,7 @@ for family in ("qwen2", "qwen3", "llama", "mistral", "gemma2"):
         CASES[f"{family}, {head}, all linears"] = Case(family, base)
         CASES[f"{family}, {head}, last layer's q and v"] = Case(family, base, LAST_QV)
 UNTIED = {"tied": False}
+SCALED = {"rope_theta": 300.0, "rope_type": "linear", "factor": 3.0}
 CASES |= {
     "half the scale": Case("qwen2", scale=0.5),
     "head": Case("llama", UNTIED, {"keys": ["lm_head", "self_attn.q_proj"]}),
@@ -74,6 +75,10 @@ CASES |= {
     "all weights": Case("qwen2", {}, {"full": True}, exports=("fused",)),
     "4 bits": Case("llama", {"bits": 4}, exports=("fused",)),
     "4 bits and bfloat16": Case("qwen3", {"bits": 4, "dtype": mx.bfloat16}, exports=("fused",)),
+    "rotary settings of transformers 5": Case(
+        "qwen2", {"rope": {"rope_theta": 97.0, "rope_type": "default"}}
+    ),
+    "scaled rotary settings of transformers 5": Case("llama", {"rope": SCALED}),
     "bfloat16 in float32": Case("qwen2", {"dtype": mx.bfloat16}, exports=("peft",)),
 }
 
