@@ -152,6 +152,11 @@ def _exporter(source: Source, base: Base, request: Request) -> Exporter:
         message = f"--to is {request.to!r}: choose one of {known}, or package.module:function."
         require(":" in request.to, message)
         return _of_the_users(request.to)
+    require(
+        base.type != "nanochat",
+        "llama.cpp's converter doesn't know the layers of nanochat models as mlx-lm names them: "
+        "--to fused makes a model for mlx-lm.",
+    )
     converter = find_converter(request.llama_cpp)
     if converter is None:
         raise NoConverter(commands(source, base, request.dtype))
