@@ -57,6 +57,7 @@ def same(a: Path, b: Path) -> None:
     assert not list(b.rglob(".tmp-*")) and not list(b.rglob(".old-*"))
 
 
+@pytest.mark.slow
 def test_twenty_interruptions_at_random_moments(whole, tmp_path):
     reference, moments = whole
     rng = random.Random(20)
