@@ -122,7 +122,14 @@ def problems_of(recorder) -> list[list[str]]:
     return [[g.group.problem.id for g in groups] for groups in recorder.groups if groups]
 
 
-@pytest.mark.parametrize("order", ["focus", "easy-first", "sequential"])
+@pytest.mark.parametrize(
+    "order",
+    [
+        "focus",
+        pytest.param("easy-first", marks=pytest.mark.slow),
+        pytest.param("sequential", marks=pytest.mark.slow),
+    ],
+)
 def test_a_resumed_run_takes_the_same_problems(order, tmp_path):
     keys = {"steps": 6, "data__order": order, "eval__before": False, "eval__after": False,
             "data__size": 12}  # fmt: skip

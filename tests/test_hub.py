@@ -87,6 +87,7 @@ def test_revisions(hub, files, tmp_path):
     refused(embedded, "no revisions", "leave it")
 
 
+@pytest.mark.slow
 def test_what_the_hub_refuses_is_told_in_a_sentence(hub, files, tmp_path):
     gated, private = "someone/gated", "other/private"
     hub.add(gated, files, gated=True)

@@ -99,6 +99,7 @@ def test_what_fits_needs_no_change(config):
     json.dumps(found.to_json())
 
 
+@pytest.mark.slow
 def test_changes_make_a_step_fit_by_the_forecast_itself(config):
     policy = load_outline(config)
     whole = forecast(policy, config, PROMPT)
@@ -216,6 +217,7 @@ def test_the_dry_step_corrects_what_is_left_for_the_cache(tmp_path, monkeypatch,
     assert mx.set_cache_limit(limits[1]) == GB
 
 
+@pytest.mark.slow
 def test_other_batches_are_planned_anew_on_resume(tmp_path, monkeypatch):
     config = planned(steps=1, eval__before=False, eval__after=False)
     run(config, tmp_path / "run")
@@ -235,6 +237,7 @@ def adapter(folder: Path) -> bytes:
     return (folder / "adapters" / "adapters.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_planning_changes_no_digit(tmp_path):
     kinds = {"with": (True, True), "no dry step": (True, False), "without": (False, False)}
     for name, (plan, dry) in kinds.items():
@@ -246,6 +249,7 @@ def test_planning_changes_no_digit(tmp_path):
     assert state(tmp_path / "without")["plan"]["forecast"] is None
 
 
+@pytest.mark.slow
 def test_dropout_draws_the_same_after_a_dry_step(tmp_path):
     for dry in (True, False):
         config = planned(steps=1, memory__dry_step=dry)
@@ -263,6 +267,7 @@ class Stop(Recorder):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_resumed_run_takes_its_plan_as_it_is(tmp_path, monkeypatch):
     config = planned()
     run(config, tmp_path / "whole")
@@ -284,6 +289,7 @@ def test_a_resumed_run_takes_its_plan_as_it_is(tmp_path, monkeypatch):
     assert adapter(folder) == adapter(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_another_execution_makes_another_plan(tmp_path):
     config = planned(steps=1)
     run(config, tmp_path / "run")

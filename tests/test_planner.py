@@ -88,7 +88,13 @@ def _without_stops(self: Any, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
 
-@pytest.mark.parametrize("name", RUNS)
+QUICK = ("whole groups", "parts of groups, checkpointed")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in RUNS],
+)
 def test_the_forecast_is_what_is_measured(name, tmp_path, monkeypatch):
     gc.collect()
     before = mx.get_active_memory()

@@ -89,6 +89,7 @@ def test_twenty_interruptions_at_random_moments(whole, tmp_path):
     assert inside >= 3, "too few interruptions fell inside a save: change the seed"
 
 
+@pytest.mark.slow
 def test_the_first_save_dies_at_each_of_its_parts(whole, tmp_path):
     folder = tmp_path / "run"
     for moment in range(1, 14, 4):

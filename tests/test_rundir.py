@@ -95,7 +95,14 @@ def test_failure_after_the_claim_keeps_what_was_written(tmp_path):
     assert (folder / "config.yaml").exists()
 
 
-@pytest.mark.parametrize("closed", [(0,), (1,), (0, 1, 2)])
+@pytest.mark.parametrize(
+    "closed",
+    [
+        pytest.param((0,), marks=pytest.mark.slow),
+        pytest.param((1,), marks=pytest.mark.slow),
+        (0, 1, 2),
+    ],
+)
 def test_closed_standard_files_break_nothing(tmp_path, closed):
     flags = ["eval.before=false", "eval.after=false", "eval.every=0", "data.heldout=0"]
     sets = [x for item in flags for x in ("--set", item)]

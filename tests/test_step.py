@@ -85,6 +85,7 @@ def test_dropout_follows_the_models_mode():
         assert (relative_error(one[1], other[1]) > 0.05) == training
 
 
+@pytest.mark.slow
 def test_few_traces_serve_many_batches():
     step = step_of()
     traces = []

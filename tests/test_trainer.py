@@ -119,6 +119,7 @@ def test_resume_equals_an_uninterrupted_run(finished, tmp_path):
     assert a.read_bytes() == b.read_bytes()
 
 
+@pytest.mark.slow
 def test_resume_with_dropout_several_updates_and_a_schedule(tmp_path):
     keys = {
         "policy__lora_parameters__dropout": 0.2,
@@ -194,7 +195,12 @@ def ones(completions, **kwargs):
     [
         ("tests.test_trainer:zeros", 3, ["cut at 3 tokens", "max_completion_length", "'.'"]),
         ("tests.test_trainer:zeros", 12, ["every completion is wrong", "group_size"]),
-        ("tests.test_trainer:ones", 12, ["every completion is correct", "harder"]),
+        pytest.param(
+            "tests.test_trainer:ones",
+            12,
+            ["every completion is correct", "harder"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_no_learning_signal_is_said_in_words(tmp_path, verifier, length, words):

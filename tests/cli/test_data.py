@@ -62,6 +62,7 @@ def test_check_lists_what_is_not_accepted(simko, problems):
     assert (found["train"], found["heldout"]) == (8, 2)
 
 
+@pytest.mark.slow
 def test_stats_fit_a_terminal(simko):
     done = simko("data", "stats", "--by", "strategy")
     assert done.returncode == 0, done.stderr

@@ -38,6 +38,7 @@ def test_what_does_not_fit_is_exit_code_1(simko):
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
+@pytest.mark.slow
 def test_what_is_told_to_change_makes_it_fit(simko):
     keys = {
         "memory.limit": 0.012, "optim.microbatch_tokens": 0, "rollout.group_size": 32,

@@ -145,6 +145,7 @@ def child_of(process: subprocess.Popen[str]) -> int | None:
     return found[0] if found else None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux's ps for a process's children")
 def test_a_real_run_that_is_killed_goes_on_to_its_end(tmp_path, environment):
     keys = {

@@ -124,6 +124,7 @@ def test_a_pull_request_holds_what_main_does_not_and_is_made_once(run_dir, hub, 
     assert len(hub.repo("other/x").titles) == 1
 
 
+@pytest.mark.slow
 def test_a_name_alone_is_the_tokens_owners_and_the_token_may_be_a_saved_one(run_dir, hub, home):
     env = environment(hub, home, token=None)
     (home / "token").write_text(TOKEN)
@@ -296,6 +297,7 @@ def test_without_a_network_it_ends_at_once(run_dir, hub, home):
     assert "connection to the Hub failed" in last_lines(done)[0]
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_middle_of_an_upload_leaves_with_the_command(run_dir, hub, home):
     hub.fail("PUT /lfs-put", hang=60)
     push = start(environment(hub, home), "push", run_dir, "me/x")

@@ -302,7 +302,7 @@ def test_float32_states_on_a_head_quantised_in_half_precision(way, scales):
     assert row_errors(grad, wanted.d_hidden).max() < LIMIT
 
 
-@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", [mx.bfloat16, pytest.param(mx.float16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mode", ["tail", "recompute"])
 def test_a_quantised_head_keeps_its_digits_at_a_real_vocabulary(mode, dtype):
     """MLX's product on the CPU sums in the type of its input: 20,000 terms in bfloat16."""

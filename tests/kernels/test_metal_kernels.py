@@ -99,7 +99,17 @@ def test_a_broken_kernel_fails_its_check(metal_backend, monkeypatch, name):  # n
 
 @only_emulated
 @needs_gxx
-@pytest.mark.parametrize("name", ["odd_widths", "ties", "masked", "lost", "settings", "half_types"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("odd_widths", marks=pytest.mark.slow),
+        pytest.param("ties", marks=pytest.mark.slow),
+        "masked",
+        "lost",
+        "settings",
+        "half_types",
+    ],
+)
 def test_kernels_under_address_and_undefined_behaviour_sanitizers(
     metal_backend,  # noqa: F811
     monkeypatch,

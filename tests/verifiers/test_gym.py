@@ -46,6 +46,7 @@ def test_a_task_accepts_its_own_answers_after_json(task):
         assert not wrong.correct and (wrong.reward or 0) < 1 and wrong.detail
 
 
+@pytest.mark.slow
 def test_problems_are_the_same_in_every_process_and_split(monkeypatch):
     """This task goes through sets of texts, whose order the environment would change."""
     config = DataConfig(source="gym:ransom_note", size=20, heldout=5, seed=1)
