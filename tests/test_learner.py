@@ -156,6 +156,7 @@ def test_smaller_microbatches_change_nothing_but_rounding(size, updates):
             assert mx.abs(other[name] - value).max().item() <= 1e-4 * scale + 1e-8, name
 
 
+@pytest.mark.slow
 def test_each_minibatch_is_a_mean_over_its_own_tokens():
     config = small_config(loss__name="grpo", optim__minibatches=2, optim__max_grad_norm=None)
     groups = scored_groups(load_policy(config), rewards=[[1, 0, 0, 1], [0, 1, 1, 1]] * 2)

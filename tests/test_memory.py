@@ -64,6 +64,7 @@ def test_macos_keeps_a_share_of_memory():
     assert usable() > 0
 
 
+@pytest.mark.slow
 def test_looking_ahead_loads_no_weights(tmp_path):
     """The model's 200 MB are neither in MLX's memory nor in the process."""
     model = make_model(tmp_path / "model", hidden_size=64, vocab_size=780_000)

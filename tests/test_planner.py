@@ -88,7 +88,7 @@ def _without_stops(self: Any, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
 
-QUICK = ("whole groups", "parts of groups, checkpointed")
+QUICK = ("whole groups",)
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def training_step(model: Any, shape: tuple[int, int, int], checkpoint: bool) -> 
         ("qwen2", 2000, (4, 64, 32), True, False),
         ("llama", 20000, (4, 32, 64), True, False),
         pytest.param("llama", 2000, (2, 256, 64), False, True, marks=pytest.mark.slow),
-        ("qwen2", 152_000, (2, 16, 8), True, False),
+        pytest.param("qwen2", 152_000, (2, 16, 8), True, False, marks=pytest.mark.slow),
         ("qwen3_moe", 2000, (4, 32, 32), True, False),
     ],
 )
