@@ -10,6 +10,8 @@ import click
 from rich import box
 from rich.table import Table
 
+from simko_mlx import hub
+
 from . import ui
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ def show_export(done: Exported, to: str) -> None:
     files = done.files()
     width = max(map(len, files))
     for name, size in files.items():
-        click.echo(f"  {ui.clean(name):{width}}  {ui.size(size):>9}")
+        click.echo(f"  {ui.clean(name):{width}}  {hub.size(size):>9}")
     scale = "" if done.source.scale == 1 else f" at scale {done.source.scale:g}"
     click.echo(f"Step {done.source.step}{scale} of {done.source.run_dir} is in {done.folder}.")
     for note in done.notes:

@@ -127,15 +127,6 @@ def seconds(value: float) -> str:
     return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"
 
 
-def size(value: float) -> str:
-    """812 B, 3.2 kB, 1.4 GB."""
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} GB"
-
-
 def interval(value: Interval, sign: str = "-") -> str:
     """18.4 [16.1, 20.9], in percent; ``sign`` "+" writes +18.4."""
     return f"{100 * value.estimate:{sign}.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
